@@ -1,0 +1,17 @@
+//! What the machine offers, and nothing of tensors: worker threads, a caching buffer pool, run-time
+//! SIMD dispatch, memory accounting and the few file operations that differ between systems.
+//!
+//! * [`threads`]: the one compute pool. Work is split by shape, never by thread count, so that
+//!   results have the same bits on any number of threads.
+//! * [`pool`]: 64-byte aligned buffers that are kept warm after use. On this kind of machine page
+//!   faults, not arithmetic, decide how fast a large elementwise operation runs.
+//! * [`simd`]: one small vector trait with AVX-512, AVX2 and portable implementations, chosen once
+//!   per process.
+//! * [`memory`]: how much memory is there, so that a run can be refused before it fails.
+//! * [`fs`]: atomic replacement of files, memory maps.
+
+pub mod fs;
+pub mod memory;
+pub mod pool;
+pub mod simd;
+pub mod threads;
