@@ -92,7 +92,7 @@ fn special_values_of_exp() {
     }
 }
 
-/// erf is bounded absolutely: 7.1.28 promises 3e-7.
+/// erf is bounded absolutely: 7.1.26 promises 1.5e-7, rounding adds as much.
 #[test]
 fn erf_is_close() {
     struct F;
@@ -105,7 +105,7 @@ fn erf_is_close() {
     let known = [
         (0.0f32, 0.0f64),
         (0.1, 0.1124629160),
-        (0.24, 0.2657018966),
+        (0.24, 0.2657000590),
         (0.5, 0.5204998778),
         (1.0, 0.8427007929),
         (2.0, 0.9953222650),
