@@ -8,10 +8,12 @@
 //! * [`simd`]: one small vector trait with AVX-512, AVX2 and portable implementations, chosen once
 //!   per process.
 //! * [`memory`]: how much memory is there, so that a run can be refused before it fails.
+//! * [`philox`]: random numbers as a pure function of (seed, stream, element).
 //! * [`fs`]: atomic replacement of files, memory maps.
 
 pub mod fs;
 pub mod memory;
+pub mod philox;
 pub mod pool;
 pub mod simd;
 pub mod threads;
