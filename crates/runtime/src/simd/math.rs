@@ -72,7 +72,7 @@ pub fn ln<S: Simd>(s: S, x: S::F) -> S::F {
         -1.666_805_7e-1,
         2.000_071_5e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ] {
         p = s.fma(p, f, s.splat(c));
     }
@@ -99,7 +99,7 @@ pub fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);
     let x2 = s.mul(x, x);
     let mut p = s.splat(-5.704_988e-3);
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = s.fma(p, x2, s.splat(c));
     }
     let small = s.fma(s.mul(p, x2), x, x);

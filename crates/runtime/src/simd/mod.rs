@@ -132,10 +132,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Converts an integer-valued float in range.
     fn to_i(self, a: Self::F) -> Self::I;
     /// Converts to float.
+    #[allow(clippy::wrong_self_convention)]
     fn from_i(self, a: Self::I) -> Self::F;
     /// The lanes' bits as integers.
     fn bits(self, a: Self::F) -> Self::I;
     /// The integers' bits as floats.
+    #[allow(clippy::wrong_self_convention)]
     fn from_bits(self, a: Self::I) -> Self::F;
 
     /// Sum of all lanes in a fixed (pairwise) order.

@@ -1,0 +1,310 @@
+//! Arithmetic of two tensors with broadcasting, and with constants.
+
+use super::cast::{Number, map};
+use crate::{Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
+use danaus_runtime::threads::{self, SharedMut};
+use half::{bf16, f16};
+use num_complex::Complex;
+
+/// Which arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Add,
+    Sub,
+    Mul,
+    Div,
+}
+
+struct Binary(Kind);
+
+impl Op for Binary {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Kind::Add => "add",
+            Kind::Sub => "sub",
+            Kind::Mul => "mul",
+            Kind::Div => "div",
+        }
+    }
+
+    fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
+        let a = super::required(self.name(), inputs, 0)?;
+        let b = super::required(self.name(), inputs, 1)?;
+        if a.dtype() != b.dtype() {
+            let allowed = format!("{} as the first operand (cast with to_dtype)", a.dtype());
+            return Err(Error::dtype(self.name(), "second operand", b.dtype(), allowed));
+        }
+        let shape = a.shape().broadcast(b.shape()).ok_or_else(|| {
+            let expected = format!("a shape that broadcasts with {}", a.shape());
+            Error::shape(self.name(), "second operand", b.shape(), expected)
+        })?;
+        Ok(vec![Meta::new(shape, a.dtype())])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::inputs(&[0, 1])
+    }
+
+    fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let shape = outputs[0].shape().clone();
+        let a = super::required(self.name(), inputs, 0)?.broadcast_to(&shape)?.contiguous()?;
+        let b = super::required(self.name(), inputs, 1)?.broadcast_to(&shape)?.contiguous()?;
+        let out = &mut outputs[0];
+        match a.dtype() {
+            DType::F64 => self.run_as::<f64>(&a, &b, out),
+            DType::F32 => self.run_as::<f32>(&a, &b, out),
+            DType::I64 => self.run_as::<i64>(&a, &b, out),
+            DType::I32 => self.run_as::<i32>(&a, &b, out),
+            DType::C64 => self.run_as::<Complex<f32>>(&a, &b, out),
+            DType::C128 => self.run_as::<Complex<f64>>(&a, &b, out),
+            DType::BF16 => self.run_narrow::<bf16>(&a, &b, out),
+            DType::F16 => self.run_narrow::<f16>(&a, &b, out),
+            other => {
+                let allowed = "f64, f32, bf16, f16, i64, i32, c64, c128";
+                Err(Error::dtype(self.name(), "operands", other, allowed))
+            }
+        }
+    }
+
+    fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
+        let (a, b) = (ctx.input(0)?, ctx.input(1)?);
+        let Some(grad) = &ctx.grads[0] else { return Ok(vec![None, None]) };
+        let (da, db) = match self.0 {
+            Kind::Add => (Some(grad.clone()), Some(grad.clone())),
+            Kind::Sub => (Some(grad.clone()), Some(grad.affine(-1.0, 0.0)?)),
+            Kind::Mul => (
+                ctx.needs[0].then(|| grad.mul(&b.conj()?)).transpose()?,
+                ctx.needs[1].then(|| grad.mul(&a.conj()?)).transpose()?,
+            ),
+            Kind::Div => {
+                let da = grad.div(&b.conj()?)?;
+                let db = da.mul(&a.div(b)?.conj()?)?.affine(-1.0, 0.0)?;
+                (Some(da), Some(db))
+            }
+        };
+        let fit = |grad: Option<Tensor>, like: &Tensor| {
+            grad.map(|grad| grad.sum_to(like.shape())).transpose()
+        };
+        Ok(vec![fit(da, a)?, fit(db, b)?])
+    }
+}
+
+/// Types with the four operations.
+trait Arithmetic:
+    Element
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+{
+    /// Whether dividing by this value would trap.
+    fn traps(self) -> bool {
+        false
+    }
+}
+
+impl Arithmetic for f64 {}
+impl Arithmetic for f32 {}
+impl Arithmetic for Complex<f32> {}
+impl Arithmetic for Complex<f64> {}
+impl Arithmetic for i64 {
+    fn traps(self) -> bool {
+        self == 0 || self == -1
+    }
+}
+impl Arithmetic for i32 {
+    fn traps(self) -> bool {
+        self == 0 || self == -1
+    }
+}
+
+impl Binary {
+    fn run_as<T: Arithmetic>(&self, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+        let (a, b, out) = (a.as_slice::<T>()?, b.as_slice::<T>()?, out.as_slice_mut::<T>()?);
+        match self.0 {
+            Kind::Add => zip(a, b, out, |a, b| a + b),
+            Kind::Sub => zip(a, b, out, |a, b| a - b),
+            Kind::Mul => zip(a, b, out, |a, b| a * b),
+            Kind::Div if b.iter().any(|value| value.traps()) => {
+                let valid = "no divisor 0 or -1 in integer division";
+                return Err(Error::argument("div", "second operand", "0 or -1", valid));
+            }
+            Kind::Div => zip(a, b, out, |a, b| a / b),
+        }
+        Ok(())
+    }
+
+    fn run_narrow<T: Number>(&self, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+        let (a, b, out) = (a.as_slice::<T>()?, b.as_slice::<T>()?, out.as_slice_mut::<T>()?);
+        let kind = self.0;
+        // f32 results of two narrow operands are exact or rounded once more: within half a unit.
+        zip(a, b, out, move |a, b| {
+            let (a, b) = (a.to_f64() as f32, b.to_f64() as f32);
+            let value = match kind {
+                Kind::Add => a + b,
+                Kind::Sub => a - b,
+                Kind::Mul => a * b,
+                Kind::Div => a / b,
+            };
+            T::from_f64(f64::from(value))
+        });
+        Ok(())
+    }
+}
+
+fn zip<T: Element>(a: &[T], b: &[T], out: &mut [T], f: impl Fn(T, T) -> T + Sync + Send) {
+    let len = out.len();
+    let (tasks, per_task) = threads::split(len, 1 << 14);
+    let shared = SharedMut::new(out);
+    threads::for_each(tasks, |task| {
+        let start = task * per_task;
+        // SAFETY: tasks cover disjoint ranges of the slice.
+        let part = unsafe { shared.slice(start, per_task.min(len.saturating_sub(start))) };
+        for ((value, &a), &b) in part.iter_mut().zip(&a[start..]).zip(&b[start..]) {
+            *value = f(a, b);
+        }
+    });
+}
+
+struct Affine {
+    factor: f64,
+    shift: f64,
+}
+
+impl Op for Affine {
+    fn name(&self) -> &'static str {
+        "affine"
+    }
+
+    fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
+        let x = super::required(self.name(), inputs, 0)?;
+        if !x.dtype().is_differentiable() {
+            let allowed = "a floating-point or complex dtype";
+            return Err(Error::dtype(self.name(), "x", x.dtype(), allowed));
+        }
+        Ok(vec![Meta::new(x.shape(), x.dtype())])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::none()
+    }
+
+    fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = super::required(self.name(), inputs, 0)?.contiguous()?;
+        let out = &mut outputs[0];
+        let (factor, shift) = (self.factor, self.shift);
+        match x.dtype() {
+            DType::F32 => {
+                let (factor, shift) = (factor as f32, shift as f32);
+                map(x.as_slice::<f32>()?, out.as_slice_mut()?, move |v: f32| v * factor + shift);
+            }
+            DType::C64 => {
+                let (factor, shift) = (factor as f32, shift as f32);
+                let f = move |v: Complex<f32>| v * factor + shift;
+                map(x.as_slice()?, out.as_slice_mut()?, f);
+            }
+            DType::C128 => {
+                let f = move |v: Complex<f64>| v * factor + shift;
+                map(x.as_slice()?, out.as_slice_mut()?, f);
+            }
+            dtype => crate::match_dtype!(dtype, T => {
+                let f = move |v: T| T::from_f64(v.to_f64() * factor + shift);
+                map(x.as_slice::<T>()?, out.as_slice_mut::<T>()?, f);
+            }),
+        }
+        Ok(())
+    }
+
+    fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![ctx.grads[0].as_ref().map(|g| g.affine(self.factor, 0.0)).transpose()?])
+    }
+}
+
+impl Tensor {
+    fn binary(&self, kind: Kind, other: &Tensor) -> Result<Tensor> {
+        super::single(apply(Binary(kind), &[Some(self), Some(other)])?)
+    }
+
+    /// `self + other` with broadcasting.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast or dtypes differ.
+    pub fn add(&self, other: &Tensor) -> Result<Tensor> {
+        self.binary(Kind::Add, other)
+    }
+
+    /// `self - other` with broadcasting.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast or dtypes differ.
+    pub fn sub(&self, other: &Tensor) -> Result<Tensor> {
+        self.binary(Kind::Sub, other)
+    }
+
+    /// `self * other` with broadcasting.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast or dtypes differ.
+    pub fn mul(&self, other: &Tensor) -> Result<Tensor> {
+        self.binary(Kind::Mul, other)
+    }
+
+    /// `self / other` with broadcasting.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast or dtypes differ, or an integer divisor would trap.
+    pub fn div(&self, other: &Tensor) -> Result<Tensor> {
+        self.binary(Kind::Div, other)
+    }
+
+    /// `factor * self + shift` with constants.
+    ///
+    /// # Errors
+    /// For integer dtypes.
+    pub fn affine(&self, factor: f64, shift: f64) -> Result<Tensor> {
+        super::single(apply(Affine { factor, shift }, &[Some(self)])?)
+    }
+
+    /// Complex conjugate; a real tensor is its own.
+    ///
+    /// # Errors
+    /// When there is no memory for the copy.
+    pub fn conj(&self) -> Result<Tensor> {
+        if !self.dtype().is_complex() {
+            return Ok(self.clone());
+        }
+        super::single(apply(Conj, &[Some(self)])?)
+    }
+}
+
+struct Conj;
+
+impl Op for Conj {
+    fn name(&self) -> &'static str {
+        "conj"
+    }
+
+    fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
+        let x = super::required(self.name(), inputs, 0)?;
+        Ok(vec![Meta::new(x.shape(), x.dtype())])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::none()
+    }
+
+    fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = super::required(self.name(), inputs, 0)?.contiguous()?;
+        match x.dtype() {
+            DType::C64 => {
+                map(x.as_slice()?, outputs[0].as_slice_mut()?, |z: Complex<f32>| z.conj());
+            }
+            _ => map(x.as_slice()?, outputs[0].as_slice_mut()?, |z: Complex<f64>| z.conj()),
+        }
+        Ok(())
+    }
+
+    fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![ctx.grads[0].as_ref().map(Tensor::conj).transpose()?])
+    }
+}

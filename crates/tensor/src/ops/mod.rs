@@ -1,0 +1,27 @@
+//! Elementary operators, one file a family. Each is a method of [`Tensor`](crate::Tensor).
+
+mod accumulate;
+mod binary;
+mod cast;
+mod cat;
+mod reduce;
+mod view;
+
+pub(crate) use accumulate::accumulate;
+
+use crate::{Error, Inputs, Result, Tensor};
+
+/// An input that must be there.
+pub(crate) fn required<'a>(
+    op: &'static str,
+    inputs: Inputs<'a>,
+    index: usize,
+) -> Result<&'a Tensor> {
+    let tensor = inputs.get(index).copied().flatten();
+    tensor.ok_or_else(|| Error::argument(op, format!("input {index}"), "missing", "a tensor"))
+}
+
+/// The only output of an operator.
+pub(crate) fn single(mut outputs: Vec<Tensor>) -> Result<Tensor> {
+    outputs.pop().ok_or_else(|| Error::internal("operator without output"))
+}

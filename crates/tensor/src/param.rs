@@ -1,0 +1,295 @@
+//! Named parameters, and the builder that initialises or loads them.
+//!
+//! A model is built by walking names: `builder.pp("layers").pp(0).param("weight", ...)`. The same walk
+//! initialises a new model and loads a checkpoint, so that parameter names are the checkpoint's. All
+//! parameters made by one builder are collected in a [`ParamSet`].
+
+use crate::rng::Rng;
+use crate::{DType, Device, Error, Gradients, Result, Shape, Tensor, TensorId};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// How a new parameter starts.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    /// All elements this value.
+    Constant(f64),
+    /// Uniform between two bounds.
+    Uniform(f64, f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// A function of a number uniform in [0, 1), e.g. for log-uniform time steps.
+    Map(fn(f64) -> f64),
+}
+
+/// A trainable tensor with a name. Cloning shares it: tied weights are one parameter.
+#[derive(Clone)]
+pub struct Param(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    decay: bool,
+    value: Mutex<Tensor>,
+}
+
+impl Param {
+    fn new(name: String, decay: bool, value: Tensor) -> Self {
+        Self(Arc::new(Inner { name, decay, value: Mutex::new(value.tracked()) }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tensor> {
+        // The tensor is replaced as a whole, so a panic elsewhere leaves a valid one.
+        self.0.value.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Full name, as in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Whether weight decay applies (matrices yes; biases, norms, `A_log`, `D`, `dt_bias` no).
+    pub fn decays(&self) -> bool {
+        self.0.decay
+    }
+
+    /// The current value, a leaf of the tape.
+    pub fn tensor(&self) -> Tensor {
+        self.lock().clone()
+    }
+
+    /// The current value in another dtype; gradients flow back to the parameter's own.
+    ///
+    /// # Errors
+    /// When there is no memory for the copy.
+    pub fn tensor_as(&self, dtype: DType) -> Result<Tensor> {
+        self.tensor().to_dtype(dtype)
+    }
+
+    /// Identity under which the current value's gradient is reported.
+    pub fn id(&self) -> TensorId {
+        self.lock().id()
+    }
+
+    /// Takes this parameter's gradient.
+    pub fn take_grad(&self, gradients: &mut Gradients) -> Option<Tensor> {
+        gradients.take_id(self.id())
+    }
+
+    /// Replaces the value; shape and dtype must stay.
+    ///
+    /// # Errors
+    /// When they differ.
+    pub fn set(&self, value: &Tensor) -> Result<()> {
+        let mut current = self.lock();
+        if value.shape() != current.shape() {
+            let arg = self.name().to_string();
+            return Err(Error::shape("set", arg, value.shape(), current.shape().to_string()));
+        }
+        if value.dtype() != current.dtype() {
+            let arg = self.name().to_string();
+            return Err(Error::dtype("set", arg, value.dtype(), current.dtype().name()));
+        }
+        *current = value.contiguous()?.tracked();
+        Ok(())
+    }
+
+    /// Changes the value in place (a copy is made only while someone else still holds it).
+    ///
+    /// # Errors
+    /// Whatever `change` reports.
+    pub fn update(&self, change: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
+        let mut current = self.lock();
+        if current.is_unique() {
+            return change(&mut current);
+        }
+        let mut copy = current.detach().copy()?;
+        change(&mut copy)?;
+        *current = copy.tracked();
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Param {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = self.lock();
+        write!(f, "Param({} {} {})", self.name(), value.dtype(), value.shape())
+    }
+}
+
+/// All parameters of a model, in the order they were made.
+#[derive(Clone, Debug, Default)]
+pub struct ParamSet(Vec<Param>);
+
+impl ParamSet {
+    /// Iterates in construction order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Param> {
+        self.0.iter()
+    }
+
+    /// The parameter of that name.
+    pub fn get(&self, name: &str) -> Option<&Param> {
+        self.0.iter().find(|param| param.name() == name)
+    }
+
+    /// Number of parameters (tensors).
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of elements of all parameters.
+    pub fn elem_count(&self) -> usize {
+        self.0.iter().map(|param| param.tensor().elem_count()).sum()
+    }
+}
+
+impl FromIterator<Param> for ParamSet {
+    fn from_iter<I: IntoIterator<Item = Param>>(params: I) -> Self {
+        Self(params.into_iter().collect())
+    }
+}
+
+/// Where loaded parameters come from, such as a folder of safetensors files.
+pub trait TensorSource: Send + Sync {
+    /// The tensor of that name, if there is one.
+    ///
+    /// # Errors
+    /// When it is there but cannot be read.
+    fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
+
+    /// All names.
+    fn names(&self) -> Vec<String>;
+}
+
+#[derive(Clone)]
+enum Source {
+    Init { seed: u64 },
+    Load(Arc<dyn TensorSource>),
+}
+
+/// Makes parameters under a prefix. Cloning (and [`ParamBuilder::pp`]) shares the collection.
+#[derive(Clone)]
+pub struct ParamBuilder {
+    source: Source,
+    dtype: DType,
+    device: Device,
+    prefix: String,
+    made: Arc<Mutex<Vec<Param>>>,
+}
+
+impl ParamBuilder {
+    /// New parameters, random ones from `seed` and the parameter's name.
+    pub fn init(seed: u64, dtype: DType, device: Device) -> Self {
+        Self::with_source(Source::Init { seed }, dtype, device)
+    }
+
+    /// Parameters read from a source and converted to `dtype`.
+    pub fn load(source: Arc<dyn TensorSource>, dtype: DType, device: Device) -> Self {
+        Self::with_source(Source::Load(source), dtype, device)
+    }
+
+    fn with_source(source: Source, dtype: DType, device: Device) -> Self {
+        Self { source, dtype, device, prefix: String::new(), made: Arc::default() }
+    }
+
+    /// Element type of the parameters.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where parameters are put.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The builder one level down: `pp("layers").pp(3)` makes names `layers.3.*`.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        let prefix = format!("{}{name}.", self.prefix);
+        Self { prefix, ..self.clone() }
+    }
+
+    /// A parameter that weight decay applies to.
+    ///
+    /// # Errors
+    /// When loading: a missing tensor or another shape.
+    pub fn param(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
+        self.make(name, shape.into(), init, true)
+    }
+
+    /// A parameter that weight decay leaves alone.
+    ///
+    /// # Errors
+    /// When loading: a missing tensor or another shape.
+    pub fn param_no_decay(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
+        self.make(name, shape.into(), init, false)
+    }
+
+    /// Whether a source to load from has a tensor of that name (always true for new models).
+    pub fn contains(&self, name: &str) -> Result<bool> {
+        match &self.source {
+            Source::Init { .. } => Ok(true),
+            Source::Load(source) => Ok(source.tensor(&self.full_name(name))?.is_some()),
+        }
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn make(&self, name: &str, shape: Shape, init: Init, decay: bool) -> Result<Param> {
+        let name = self.full_name(name);
+        let value = match &self.source {
+            Source::Init { seed } => initial(&Rng::named(*seed, &name), &shape, init)?,
+            Source::Load(source) => source.tensor(&name)?.ok_or_else(|| {
+                let (given, valid) = ("missing", format!("a tensor {shape} in the checkpoint"));
+                Error::argument("load", name.clone(), given, valid)
+            })?,
+        };
+        if value.shape() != &shape {
+            return Err(Error::shape("load", name, value.shape(), shape.to_string()));
+        }
+        let mut made = self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if made.iter().any(|param| param.name() == name) {
+            return Err(Error::internal(format!("parameter {name} is made twice")));
+        }
+        // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
+        let value = value.to_dtype(self.dtype)?;
+        let param = Param::new(name, decay, value);
+        made.push(param.clone());
+        Ok(param)
+    }
+
+    /// Everything made so far by this builder and those derived from it.
+    pub fn params(&self) -> ParamSet {
+        ParamSet(self.made.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone())
+    }
+
+    /// Names in the source that no parameter has taken, for complaints about unexpected tensors.
+    pub fn unused(&self) -> Vec<String> {
+        let params = self.params();
+        let taken: BTreeSet<&str> = params.iter().map(Param::name).collect();
+        match &self.source {
+            Source::Init { .. } => Vec::new(),
+            Source::Load(source) => {
+                source.names().into_iter().filter(|name| !taken.contains(name.as_str())).collect()
+            }
+        }
+    }
+}
+
+fn initial(rng: &Rng, shape: &Shape, init: Init) -> Result<Tensor> {
+    match init {
+        Init::Constant(value) => Tensor::full(value, shape, &Device::Cpu),
+        Init::Uniform(low, high) => rng.uniform(low, high, shape),
+        Init::Normal(std) => rng.normal(0.0, std, shape),
+        Init::Map(map) => {
+            let mut tensor = rng.uniform(0.0, 1.0, shape)?;
+            tensor.as_slice_mut::<f64>()?.iter_mut().for_each(|value| *value = map(*value));
+            Ok(tensor)
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The memory behind tensors.
+
+use crate::{Device, Error, Result};
+use danaus_runtime::{fs::Mapped, pool::Buffer};
+use std::sync::Arc;
+
+/// Memory on one device. An enum and not a trait object: every operator matches on the device once,
+/// at its own leaf, and a new device is a new variant.
+#[derive(Debug)]
+pub enum Storage {
+    /// Writable memory of the processor's pool.
+    Cpu(CpuBuffer),
+    /// A part of a read-only memory-mapped file.
+    Mapped(MappedBytes),
+}
+
+/// Pool memory.
+pub struct CpuBuffer(pub(crate) Buffer);
+
+/// `len` bytes of a mapped file from `start`, aligned for the element type it is used with.
+pub struct MappedBytes {
+    file: Arc<Mapped>,
+    start: usize,
+    len: usize,
+}
+
+impl std::fmt::Debug for CpuBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CpuBuffer({} bytes)", self.0.len())
+    }
+}
+
+impl std::fmt::Debug for MappedBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MappedBytes({} bytes)", self.len)
+    }
+}
+
+impl Storage {
+    /// Uninitialised memory; the caller writes every byte before anyone reads.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with what was asked for.
+    pub fn uninit(bytes: usize, device: &Device) -> Result<Self> {
+        let Device::Cpu = device;
+        let buffer = Buffer::uninit(bytes);
+        buffer.map(|b| Self::Cpu(CpuBuffer(b))).ok_or_else(|| memory_error(bytes))
+    }
+
+    /// Memory filled with zero bytes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with what was asked for.
+    pub fn zeroed(bytes: usize, device: &Device) -> Result<Self> {
+        let Device::Cpu = device;
+        let buffer = Buffer::zeroed(bytes);
+        buffer.map(|b| Self::Cpu(CpuBuffer(b))).ok_or_else(|| memory_error(bytes))
+    }
+
+    /// A view of a mapped file; `None` if the range is outside or the start not aligned to `align`.
+    pub fn mapped(file: Arc<Mapped>, start: usize, len: usize, align: usize) -> Option<Self> {
+        let bytes = file.get(start..start.checked_add(len)?)?;
+        let aligned = (bytes.as_ptr() as usize).is_multiple_of(align);
+        aligned.then_some(Self::Mapped(MappedBytes { file, start, len }))
+    }
+
+    /// Where the memory is.
+    pub fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Cpu(buffer) => buffer.0.len(),
+            Self::Mapped(bytes) => bytes.len,
+        }
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Start of readable memory.
+    pub(crate) fn read_ptr(&self) -> *const u8 {
+        match self {
+            Self::Cpu(buffer) => buffer.0.as_ptr(),
+            Self::Mapped(bytes) => bytes.file[bytes.start..].as_ptr(),
+        }
+    }
+
+    /// Start of writable memory; `None` for a mapped file.
+    pub(crate) fn write_ptr(&mut self) -> Option<*mut u8> {
+        match self {
+            Self::Cpu(buffer) => Some(buffer.0.as_ptr()),
+            Self::Mapped(_) => None,
+        }
+    }
+}
+
+fn memory_error(bytes: usize) -> Error {
+    Error::out_of_memory("a tensor", bytes as u64)
+}
