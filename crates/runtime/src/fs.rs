@@ -48,15 +48,27 @@ pub fn write_atomic(
     path: &Path,
     fill: impl FnOnce(&mut io::BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let temporary = sibling(path);
-    let written = (|| {
-        let mut writer = io::BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+    replace(path, |temporary| {
+        let mut writer = io::BufWriter::with_capacity(1 << 20, File::create(temporary)?);
         fill(&mut writer)?;
-        writer.flush()?;
-        writer.get_ref().sync_all()
-    })();
-    match written.and_then(|()| rename(&temporary, path)) {
-        Ok(()) => sync_folder(path),
+        writer.flush()
+    })
+}
+
+/// As [`write_atomic`], for writers that want a path: `fill` creates the temporary file itself.
+///
+/// # Errors
+/// Whatever `fill`, syncing or renaming the file reports.
+pub fn replace<E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let temporary = sibling(path);
+    let written = fill(&temporary)
+        .and_then(|()| Ok(File::open(&temporary)?.sync_all()?))
+        .and_then(|()| Ok(rename(&temporary, path)?));
+    match written {
+        Ok(()) => Ok(sync_folder(path)?),
         Err(error) => {
             // The error that matters is the first one; a temporary file left behind is harmless.
             let _ = std::fs::remove_file(&temporary);

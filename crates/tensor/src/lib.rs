@@ -34,6 +34,7 @@ pub mod ops;
 pub mod param;
 pub mod registry;
 pub mod rng;
+pub mod safetensors;
 pub mod shape;
 pub mod storage;
 pub mod tape;

@@ -153,6 +153,17 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// The same bytes as another dtype and shape; for readers of files.
+    pub(crate) fn reinterpret(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        let shape = shape.into();
+        if !self.is_contiguous() || bytes_of(&shape, dtype)? != self.bytes() || dtype == DType::Bool
+        {
+            return Err(Error::internal(format!("{self:?} reinterpreted as {dtype} {shape}")));
+        }
+        let layout = Layout::contiguous(shape);
+        Ok(Self::from_parts(self.0.storage.clone(), layout, dtype, Lineage::None))
+    }
+
     /// Identity on the tape.
     pub fn id(&self) -> TensorId {
         self.0.id
@@ -260,6 +271,20 @@ impl Tensor {
         let view = self.view::<T>()?;
         // SAFETY: the layout is contiguous and lies inside the storage (checked when it was made).
         Ok(unsafe { std::slice::from_raw_parts(view.ptr, self.elem_count()) })
+    }
+
+    /// The elements of a contiguous tensor as bytes, in the machine's order.
+    ///
+    /// # Errors
+    /// When the tensor is not contiguous.
+    pub fn as_bytes(&self) -> Result<&[u8]> {
+        crate::match_dtype!(self.dtype(), T => {
+            let elements = self.as_slice::<T>()?;
+            // SAFETY: every element type is plain data without padding.
+            Ok(unsafe {
+                std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements))
+            })
+        })
     }
 
     /// The elements of a fresh tensor that nobody shares, for writing.
