@@ -4,6 +4,10 @@
 //! specification names inputs, attributes and outputs as the field does, and its `call` goes through
 //! the same public function that models use.
 
+mod runner;
+
+pub use runner::{Call, Registry};
+
 use crate::{DType, Error, Result, Tensor};
 use std::collections::BTreeMap;
 
