@@ -137,8 +137,7 @@ mod tests {
     fn probabilities_sum_to_one() {
         let model = ByteTrigram::train(&["abracadabra", "alakazam", "b"]);
         for before in ["", "a", "ab", "zz", "xyzab"] {
-            let sum: f64 =
-                (0..=255).map(|byte| model.probability(before.as_bytes(), byte)).sum();
+            let sum: f64 = (0..=255).map(|byte| model.probability(before.as_bytes(), byte)).sum();
             assert!((sum - 1.0).abs() < 1e-12, "{before:?} {sum}");
         }
     }
@@ -152,7 +151,8 @@ mod tests {
         let bigram = (1.0 + 2.0 * unigram) / 4.0;
         let trigram = (1.0 + bigram) / 2.0;
         assert!((model.probability(b"aa", b'b') - trigram).abs() < 1e-15);
-        let expected = -(model.probability(b"", b'a').log2() + model.probability(b"a", b'b').log2());
+        let expected =
+            -(model.probability(b"", b'a').log2() + model.probability(b"a", b'b').log2());
         assert!((model.bits_per_byte(&["ab"]) - expected / 2.0).abs() < 1e-12);
     }
 

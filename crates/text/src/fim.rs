@@ -237,7 +237,9 @@ mod tests {
         let json = golden("tiny-starcoder/tokenizer.json").replace("<fim_suffix>", "<other>");
         let bare = Tokenizer::from_json(json).unwrap();
         let error = Fim::new(&bare, FimOptions::default()).err().unwrap();
-        assert!(matches!(&error, Error::MissingSentinels { missing } if missing == &["<fim_suffix>"]));
+        assert!(
+            matches!(&error, Error::MissingSentinels { missing } if missing == &["<fim_suffix>"])
+        );
         let wrong = FimOptions { rate: 1.5, ..FimOptions::default() };
         assert!(Fim::new(&fim.tokenizer, wrong).is_err());
     }

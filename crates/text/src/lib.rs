@@ -16,10 +16,10 @@ pub mod corpus;
 pub mod digest;
 mod error;
 pub mod fim;
-//pub mod loader;
-//pub mod pack;
+pub mod loader;
+pub mod pack;
 pub mod rng;
-//pub mod shard;
+pub mod shard;
 pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -11,7 +11,8 @@ fn write(root: &Path, name: &str, content: impl AsRef<[u8]>) {
 }
 
 fn code(tag: usize) -> String {
-    format!("/// Adds {tag}.\npub fn add_{tag}(value: u32) -> u32 {{\n    value + {tag}\n}}\n").repeat(4)
+    format!("/// Adds {tag}.\npub fn add_{tag}(value: u32) -> u32 {{\n    value + {tag}\n}}\n")
+        .repeat(4)
 }
 
 /// A cargo home with 12 crates, one of them in two versions, and some unwanted files.
