@@ -1,0 +1,119 @@
+use super::*;
+
+fn golden(name: &str) -> String {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/29-starcoder/");
+    std::fs::read_to_string(format!("{root}{name}")).unwrap()
+}
+
+fn starcoder() -> Tokenizer {
+    Tokenizer::from_json(golden("tiny-starcoder/tokenizer.json")).unwrap()
+}
+
+fn ids(value: &serde_json::Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+fn golden_encode_and_decode() {
+    let tokenizer = starcoder();
+    let cases: serde_json::Value =
+        serde_json::from_str(&golden("tiny-starcoder.text.json")).unwrap();
+    let cases = cases["encode"].as_array().unwrap();
+    assert!(cases.len() > 5);
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let with_special = ids(&case["ids_with_special"]);
+        assert_eq!(tokenizer.encode(text, true).unwrap(), with_special, "{text:?}");
+        assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&case["ids_without_special"]));
+        let kept = tokenizer.decode(&with_special, false).unwrap();
+        assert_eq!(kept, case["decode_keep_special"].as_str().unwrap());
+        let skipped = tokenizer.decode(&with_special, true).unwrap();
+        assert_eq!(skipped, case["decode_skip_special"].as_str().unwrap());
+    }
+    for (id, token) in (0..).zip(STARCODER_SPECIAL_TOKENS) {
+        assert_eq!(tokenizer.token_to_id(token), Some(id));
+        assert!(tokenizer.is_special(id));
+    }
+}
+
+#[test]
+fn special_spelling_in_a_document_is_plain_text() {
+    let tokenizer = starcoder();
+    let text = "let eot = \"<|endoftext|>\";";
+    let ids = tokenizer.encode_ordinary(text).unwrap();
+    assert!(ids.iter().all(|&id| !tokenizer.is_special(id)), "{ids:?}");
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+    assert!(tokenizer.encode(text, false).unwrap().contains(&0));
+}
+
+#[test]
+fn any_bytes_survive_and_streaming_equals_decoding() {
+    let tokenizer = starcoder();
+    let mut document = "naïve — こんにちは 🦀 e\u{301}\n".as_bytes().to_vec();
+    document.extend((0..=255u8).rev());
+    document.extend(b"\xE3\x81 cut \xF0\x9F\xA6");
+    let ids = tokenizer.encode_bytes(&document).unwrap();
+    assert_eq!(tokenizer.decode_bytes(&ids, false).unwrap(), document);
+    let lengths = tokenizer.byte_lengths();
+    assert_eq!(ids.iter().map(|&id| lengths[id as usize] as usize).sum::<usize>(), document.len());
+
+    let mut stream = tokenizer.detokenizer(false);
+    let mut text = String::new();
+    for &id in &ids {
+        text += &stream.push(id).unwrap();
+    }
+    text += &stream.finish();
+    assert_eq!(text, tokenizer.decode(&ids, false).unwrap());
+}
+
+#[test]
+fn streaming_holds_back_half_of_a_character() {
+    let tokenizer = starcoder();
+    let crab: Vec<u32> = tokenizer.encode_ordinary("🦀!").unwrap();
+    let mut stream = tokenizer.detokenizer(true);
+    let pieces: Vec<String> = crab.iter().map(|&id| stream.push(id).unwrap()).collect();
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+    assert_eq!(pieces.concat(), "🦀!");
+}
+
+#[test]
+fn training_is_repeatable_and_splits_digits() {
+    let documents: Vec<String> = (0..200)
+        .map(|i| format!("fn item_{i}(value: u32) -> u32 {{\n    value + {i}{i}\n}}\n"))
+        .collect();
+    let options = TrainOptions { vocab_size: 400, ..TrainOptions::default() };
+    let tokenizer = Tokenizer::train(&documents, &options).unwrap();
+    assert_eq!(tokenizer.digest(), Tokenizer::train(&documents, &options).unwrap().digest());
+    assert!((290..=400).contains(&tokenizer.vocab_size()));
+    assert_eq!(tokenizer.end_of_text(), Some(0));
+    assert_eq!(tokenizer.token_to_id("<reponame>"), Some(18));
+    assert_eq!(tokenizer.encode_ordinary("12345").unwrap().len(), 5);
+    let whole: usize = documents.iter().map(String::len).sum();
+    let tokens: usize =
+        documents.iter().map(|text| tokenizer.encode_ordinary(text).unwrap().len()).sum();
+    assert!(tokens * 3 < whole * 2, "{tokens} tokens for {whole} bytes");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    tokenizer.save(&path).unwrap();
+    let loaded = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(loaded.digest(), tokenizer.digest());
+    assert_eq!(
+        loaded.encode_ordinary(&documents[7]).unwrap(),
+        tokenizer.encode_ordinary(&documents[7]).unwrap()
+    );
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    let tokenizer = starcoder();
+    let error = tokenizer.decode(&[1_000_000], false).unwrap_err().to_string();
+    assert!(error.contains("token id") && error.contains("1000000"), "{error}");
+    let options = TrainOptions { vocab_size: 100, ..TrainOptions::default() };
+    let error = Tokenizer::train(&["text"], &options).err().unwrap().to_string();
+    assert!(error.contains("vocab_size") && error.contains("275"), "{error}");
+    assert!(Tokenizer::from_json("{}").is_err());
+    let plain = golden("tiny-starcoder/tokenizer.json").replace("\"ByteLevel\"", "\"Fuse\"");
+    assert!(Tokenizer::from_json(plain).is_err());
+    assert!(matches!(Tokenizer::load(Path::new("/nowhere/tokenizer.json")), Err(Error::Io { .. })));
+}
