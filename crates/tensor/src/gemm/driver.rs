@@ -9,8 +9,8 @@ use std::ops::Range;
 use danaus_runtime::pool::Buffer;
 use danaus_runtime::threads;
 
-use super::config::{Plan, SPAN, pieces};
 use super::Mat;
+use super::config::{Plan, SPAN, pieces};
 use super::engine::Kernels;
 use super::epilogue::{Finish, Output};
 use super::scratch::{self, Slot};

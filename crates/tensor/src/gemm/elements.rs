@@ -13,7 +13,7 @@ use super::x86;
 /// Element types of A that multiply elements `B`.
 pub trait Times<B>: Copy + Send + Sync + 'static {
     /// Type of the sums.
-    type Acc: Copy + 'static;
+    type Acc: Copy + Send + Sync + 'static;
     /// The kernels for the instruction set in force.
     #[doc(hidden)]
     fn kernels() -> Kernels<Self::Acc>;

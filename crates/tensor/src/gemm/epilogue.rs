@@ -43,14 +43,14 @@ pub struct Epilogue<C: Output> {
     pub residual: Option<Mat<C>>,
 }
 
+// SAFETY: a description, as `Mat` is.
+unsafe impl<C: Output> Send for Epilogue<C> {}
+// SAFETY: as above.
+unsafe impl<C: Output> Sync for Epilogue<C> {}
+
 impl<C: Output> Default for Epilogue<C> {
     fn default() -> Self {
-        Self {
-            bias: None,
-            preactivation: None,
-            activation: Activation::Identity,
-            residual: None,
-        }
+        Self { bias: None, preactivation: None, activation: Activation::Identity, residual: None }
     }
 }
 

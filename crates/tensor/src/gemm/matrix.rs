@@ -41,6 +41,12 @@ macro_rules! common {
         }
         impl<T> Copy for $matrix<T> {}
 
+        // SAFETY: this is a description; whoever follows the pointer promises, in an `unsafe` block,
+        // that no other thread writes the same elements.
+        unsafe impl<T: Send> Send for $matrix<T> {}
+        // SAFETY: as above.
+        unsafe impl<T: Sync> Sync for $matrix<T> {}
+
         impl<T> $matrix<T> {
             /// A contiguous matrix, one row after another.
             pub fn row_major(ptr: $pointer, rows: usize, cols: usize) -> Self {
@@ -99,17 +105,5 @@ impl<T> MatMut<T> {
             row_stride: self.row_stride,
             col_stride: self.col_stride,
         }
-    }
-}
-
-/// Descriptions of matrices that tasks on other threads copy.
-pub(super) struct Shared<T>(pub T);
-
-// SAFETY: only descriptions are copied; tasks that follow the pointers promise disjoint writes.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    pub(super) fn get(&self) -> &T {
-        &self.0
     }
 }

@@ -155,20 +155,19 @@ pub unsafe fn gemm_batched<A, B, C>(
     options: &Options<C>,
 ) where
     A: Times<B>,
+    B: Sync,
     C: Output<Acc = A::Acc>,
 {
     let work = c.rows * c.cols * a.cols;
     let spread = options.parallel && batch > 1 && work < LARGE_PRODUCT;
-    let shared = matrix::Shared((c, a, b, *options));
     let product = |index: usize, parallel: bool| {
-        let (c, a, b, options) = *shared.get();
         let index = index as isize;
         let epilogue = Epilogue {
             preactivation: options.epilogue.preactivation.map(|p| p.moved(index * strides.c)),
             residual: options.epilogue.residual.map(|r| r.moved(index * strides.c)),
             ..options.epilogue
         };
-        let options = Options { parallel, epilogue, ..options };
+        let options = Options { parallel, epilogue, ..*options };
         let c = c.moved(index * strides.c);
         let (a, b) = (a.moved(index * strides.a), b.moved(index * strides.b));
         // SAFETY: promised by the caller for every index of the batch.

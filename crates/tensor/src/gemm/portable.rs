@@ -4,7 +4,7 @@
 //! target of the compiler has.
 
 use super::engine::{Engine, Micro, Tile, TileFn, multiply};
-use super::pack::{self, Pack, Pair, Same, Widen};
+use super::pack::{self, Pack, Same, Widen};
 
 struct Plain<T>(T);
 
@@ -92,11 +92,4 @@ pub unsafe fn pack_f64(request: &Pack) {
 pub unsafe fn pack_widened(request: &Pack) {
     // SAFETY: promised by the caller.
     unsafe { pack::scalar::<Widen>(request, 0) }
-}
-
-/// Packs bf16 as pairs along k.
-#[cfg(test)]
-pub unsafe fn pack_paired(request: &Pack) {
-    // SAFETY: promised by the caller.
-    unsafe { pack::scalar::<Pair>(request, 0) }
 }

@@ -217,11 +217,7 @@ impl<C: Output> Span<'_, C> {
     fn own_panel_bytes(&self) -> usize {
         let kernels = &self.problem.kernels;
         let depth = self.units(self.layout.depth).min(kernels.micro.max_depth);
-        if self.plan.own_panels {
-            depth * kernels.micro.cols * kernels.micro.unit_bytes
-        } else {
-            0
-        }
+        if self.plan.own_panels { depth * kernels.micro.cols * kernels.micro.unit_bytes } else { 0 }
     }
 
     fn sums_len(&self) -> usize {
