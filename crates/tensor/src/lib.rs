@@ -29,6 +29,7 @@ pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod fp8;
+pub mod gemm;
 pub mod layout;
 pub mod ops;
 pub mod param;
