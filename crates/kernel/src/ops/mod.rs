@@ -1,0 +1,3 @@
+//! One folder for each operator.
+
+pub mod activation;
