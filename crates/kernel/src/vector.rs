@@ -236,12 +236,14 @@ where
     threads::for_each(tasks, |task| T::walk(walk, rows_of(task, per_task, rows)));
 }
 
-/// Adds `blocks` partial rows of `cols` sums in their order: `out[c] = sum over b of parts[b][c]`.
+/// Adds partial sums in the order of their blocks: `out[c] = sum over b of parts[b * stride + c]`.
 ///
 /// The blocks come from a split by shape, so the sum has the same bits on any number of threads.
-pub(crate) fn sum_blocks<T: Lane>(parts: &[f32], cols: usize, out: &mut [T]) {
-    for (col, out) in out.iter_mut().enumerate() {
-        let total: f32 = parts.iter().skip(col).step_by(cols).sum();
-        *out = T::round(total);
+pub(crate) fn sum_blocks(parts: &[f32], stride: usize, out: &mut [f32]) {
+    out.fill(0.0);
+    for block in parts.chunks(stride.max(1)) {
+        for (out, part) in out.iter_mut().zip(block) {
+            *out += part;
+        }
     }
 }
