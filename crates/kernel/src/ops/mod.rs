@@ -1,5 +1,8 @@
 //! One folder for each operator.
 
 pub mod activation;
+pub mod dropout;
+pub mod embedding;
 pub mod norm;
+pub mod rotary;
 pub mod softmax;
