@@ -1,6 +1,7 @@
 //! One folder for each operator.
 
 pub mod activation;
+pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod norm;
