@@ -157,7 +157,7 @@ where
 }
 
 /// Element types of the pointwise operators: f32 and bf16 by vectors, f64 by the exact form.
-pub trait Real: Copy + Default + Send + Sync + 'static {
+pub trait Real: danaus_tensor::Element {
     #[doc(hidden)]
     fn walk<O: Pointwise<IN, OUT>, const IN: usize, const OUT: usize>(
         walk: Walk<'_, O, Self, IN, OUT>,

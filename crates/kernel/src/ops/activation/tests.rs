@@ -2,6 +2,8 @@
 
 use super::*;
 use danaus_runtime::simd::{Isa, with_isa};
+use danaus_tensor::DType;
+use danaus_testkit::{assert_close, gradcheck, randn};
 use half::bf16;
 
 fn grid() -> Vec<f32> {
@@ -141,4 +143,35 @@ fn packed_low_precision(
             assert!(error < 0.02 * exact.abs() + 0.05, "{isa:?} {activation:?}: {got} {exact}");
         }
     }
+}
+
+#[test]
+fn gradients_through_the_tape() {
+    let (gate, up) = (randn(1, &[3, 8], DType::F64), randn(2, &[3, 8], DType::F64));
+    for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+        gradcheck(|t| Ok(vec![activation(kind, &t[0])?]), std::slice::from_ref(&gate), 1e-7);
+        gradcheck(|t| Ok(vec![gated(kind, &t[0], &t[1])?]), &[gate.clone(), up.clone()], 1e-7);
+        gradcheck(|t| Ok(vec![gated_packed(kind, &t[0])?]), std::slice::from_ref(&gate), 1e-7);
+    }
+}
+
+/// A transposed input gives the transposed result; halves of a packed tensor are gate and up.
+#[test]
+fn views_and_packing() -> Result<()> {
+    let x = randn(3, &[6, 10], DType::F32);
+    let turned = silu(&x.transpose(0, 1)?)?.transpose(0, 1)?;
+    assert_close("transposed", &turned, &silu(&x)?, 0.0);
+    let split = swiglu(&x.narrow(1, 0, 5)?, &x.narrow(1, 5, 5)?)?;
+    assert_close("packed", &gated_packed(Activation::Silu, &x)?, &split, 0.0);
+    Ok(())
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    let message = |result: Result<Tensor>| result.map(|_| ()).unwrap_err().to_string();
+    let (x, y) = (randn(1, &[2, 3], DType::F32), randn(1, &[3, 2], DType::F32));
+    assert_eq!(message(swiglu(&x, &y)), "swiglu: up has shape [3, 2], expected [2, 3]");
+    let half = randn(1, &[2, 3], DType::F16);
+    assert!(message(gelu(&half)).starts_with("gelu: x has dtype f16, expected f64, f32 or bf16"));
+    assert!(message(gated_packed(Activation::Silu, &x)).contains("an even last dimension"));
 }
