@@ -10,6 +10,10 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
+use crate::hook::{self, check_float, dense, empty_like, listed, match_float, required};
+use danaus_tensor::registry::{Arg, Attr, Kind, OpSpec};
+use danaus_tensor::{Backward, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
+
 /// Which elements are dropped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
@@ -32,3 +36,72 @@ impl Dropout {
         if self.p < 1.0 { 1.0 / (1.0 - self.p) } else { 0.0 }
     }
 }
+
+/// Drops elements of `x` and scales the others.
+///
+/// # Errors
+/// When `p` is not in [0, 1] or `x` is not f64, f32 or bf16.
+pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    hook::first(apply(dropout, &[Some(x)])?)
+}
+
+impl Dropout {
+    /// The mask on `x` or on a cotangent.
+    fn write(&self, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        match_float!(self.name(), x.dtype(), T => {
+            cpu::apply::<T>(self, x.as_slice()?, y.as_slice_mut()?);
+        }, f64 => {
+            reference::apply::<f64>(self, x.as_slice()?, y.as_slice_mut()?);
+        });
+        Ok(())
+    }
+}
+
+impl Op for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
+        let x = required(self.name(), inputs, 0, "x")?;
+        check_float(self.name(), "x", x)?;
+        if !(0.0..=1.0).contains(&self.p) {
+            return Err(Error::argument(self.name(), "p", self.p, "0 to 1"));
+        }
+        Ok(vec![Meta::new(x.shape(), x.dtype())])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::none()
+    }
+
+    fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        self.write(&dense(required(self.name(), inputs, 0, "x")?)?, &mut outputs[0])
+    }
+
+    fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
+        let Some(dy) = &ctx.grads[0] else { return Ok(vec![None]) };
+        let mut dx = empty_like(dy)?;
+        self.write(&dense(dy)?, &mut dx)?;
+        Ok(vec![Some(dx)])
+    }
+}
+
+/// The operator of this folder for the operator runner.
+pub const SPECS: &[OpSpec] = &[OpSpec {
+    name: "dropout",
+    summary: "drops elements with probability p and divides the others by 1 - p",
+    inputs: &[Arg::float("x", "...")],
+    attributes: &[
+        Attr::new("p", Kind::Float, "0.1", "probability of dropping, 0 to 1"),
+        Attr::new("seed", Kind::Int, "0", "seed of the run"),
+        Attr::new("stream", Kind::Int, "0", "which mask of the seed"),
+    ],
+    outputs: &["y"],
+    call: |args| {
+        let number = |name| Ok::<u64, Error>(args.int(name)?.unwrap_or(0) as u64);
+        let p = args.float("p")?.unwrap_or(0.1);
+        let options = Dropout { p, seed: number("seed")?, stream: number("stream")? };
+        listed(dropout(args.input("x")?, options)?)
+    },
+}];

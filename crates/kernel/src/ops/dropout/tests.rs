@@ -2,6 +2,8 @@
 
 use super::*;
 use danaus_runtime::simd::{Isa, with_isa};
+use danaus_tensor::DType;
+use danaus_testkit::{gradcheck, randn};
 use half::bf16;
 
 #[test]
@@ -51,4 +53,13 @@ fn dropped_elements_are_zero_whatever_they_were() {
     let mut y = vec![1f32; 1000];
     cpu::apply(&Dropout { p: 0.5, seed: 3, stream: 0 }, &x, &mut y);
     assert!(y.iter().any(|&y| y == 0.0) && y.iter().any(|y| y.is_nan()));
+}
+
+#[test]
+fn gradients_use_the_same_mask() {
+    let options = Dropout { p: 0.4, seed: 5, stream: 6 };
+    gradcheck(|t| Ok(vec![dropout(&t[0], options)?]), &[randn(1, &[5, 7], DType::F64)], 1e-7);
+    let refused = dropout(&randn(1, &[2], DType::F64), Dropout { p: 1.5, ..options });
+    let message = refused.map(|_| ()).unwrap_err().to_string();
+    assert_eq!(message, "dropout: p is 1.5, valid is 0 to 1");
 }

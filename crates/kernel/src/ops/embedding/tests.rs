@@ -3,6 +3,8 @@
 use super::*;
 use danaus_runtime::simd::{Isa, with_isa};
 use danaus_runtime::threads;
+use danaus_tensor::{DType, Device};
+use danaus_testkit::{gradcheck, randn};
 use half::bf16;
 
 fn values(len: usize) -> Vec<f32> {
@@ -65,4 +67,29 @@ fn same_bits_on_any_number_of_threads() {
         grad
     };
     assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn gradients_through_the_tape() -> Result<()> {
+    let weight = randn(1, &[5, 3], DType::F64);
+    let ids = Tensor::from_vec(vec![1i64, 4, 1, 0], [2, 2], &Device::Cpu)?;
+    let inputs = [weight.clone(), ids.clone()];
+    gradcheck(|t| Ok(vec![embedding(&t[0], &t[1], None)?]), &inputs, 1e-8);
+    let leaf = weight.tracked();
+    let loss = embedding(&leaf, &ids, Some(1))?.sum_all()?;
+    let grad = loss.backward()?.get(&leaf).unwrap().to_vec::<f64>()?;
+    assert_eq!(grad, [1., 1., 1., 0., 0., 0., 0., 0., 0., 0., 0., 0., 1., 1., 1.]);
+    Ok(())
+}
+
+#[test]
+fn bad_ids_are_named() -> Result<()> {
+    let weight = randn(1, &[5, 3], DType::F32);
+    for id in [-1i32, 5] {
+        let ids = Tensor::from_vec(vec![0, id], [2], &Device::Cpu)?;
+        let message = embedding(&weight, &ids, None).map(|_| ()).unwrap_err().to_string();
+        let expected = format!("embedding: ids is {id}, valid is 0 to vocab - 1, vocab = 5");
+        assert_eq!(message, expected);
+    }
+    Ok(())
 }

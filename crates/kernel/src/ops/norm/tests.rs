@@ -5,6 +5,8 @@ use super::cpu_backward::{self, Backward};
 use super::*;
 use danaus_runtime::simd::{Isa, Lane, with_isa};
 use danaus_runtime::threads;
+use danaus_tensor::{DType, backward_with};
+use danaus_testkit::{assert_close, gradcheck, randn};
 use half::bf16;
 
 fn values(len: usize, seed: usize) -> Vec<f64> {
@@ -19,7 +21,7 @@ fn wide<T: Lane>(x: &[T]) -> Vec<f64> {
     x.iter().map(|x| f64::from(x.widen())).collect()
 }
 
-fn norm(kind: Kind, cols: usize) -> Norm {
+fn shape(kind: Kind, cols: usize) -> Norm {
     Norm { kind, eps: 1e-5, cols }
 }
 
@@ -28,7 +30,7 @@ fn norm(kind: Kind, cols: usize) -> Norm {
 fn reference_gradients() {
     let (rows, cols) = (3, 11);
     for kind in [Kind::Layer, Kind::Rms] {
-        let norm = norm(kind, cols);
+        let norm = shape(kind, cols);
         let (h, dy) = (values(rows * cols, 1), values(rows * cols, 2));
         let (weight, bias) = (values(cols, 3), values(cols, 4));
         let loss = |h: &[f64], weight: &[f64], bias: &[f64]| -> f64 {
@@ -60,7 +62,7 @@ fn reference_gradients() {
 
 /// One shape in one storage type: fused forward and backward against the f64 reference.
 fn compare<T: Lane>(kind: Kind, rows: usize, cols: usize, tolerance: f64) {
-    let norm = norm(kind, cols);
+    let norm = shape(kind, cols);
     let n = rows * cols;
     let (x, residual): (Vec<T>, Vec<T>) = (narrow(&values(n, 1)), narrow(&values(n, 5)));
     let (dy, dsum): (Vec<T>, Vec<T>) = (narrow(&values(n, 2)), narrow(&values(n, 6)));
@@ -129,7 +131,7 @@ fn kernels_equal_the_reference() {
 fn large_mean() {
     let cols = 512;
     let x: Vec<f32> = values(cols, 1).iter().map(|x| (1000.0 + x) as f32).collect();
-    let norm = norm(Kind::Layer, cols);
+    let norm = shape(Kind::Layer, cols);
     let mut exact = vec![0.0; cols];
     reference::forward(&norm, &wide(&x), None, None, &mut exact);
     for isa in Isa::ALL {
@@ -157,7 +159,7 @@ fn nan_stays_where_it_belongs() {
         for isa in Isa::ALL {
             let mut y = vec![0f32; rows * cols];
             let args = Forward {
-                norm: norm(kind, cols),
+                norm: shape(kind, cols),
                 x: &x,
                 residual: None,
                 weight: Some(&weight),
@@ -181,11 +183,77 @@ fn same_bits_on_any_number_of_threads() {
     let run = |n| {
         let (mut dh, mut dw, mut db) = (h.clone(), vec![0f32; cols], vec![0f32; cols]);
         let args =
-            Backward { norm: norm(Kind::Layer, cols), h: &h, dy: &dy, dsum: None, weight: None };
+            Backward { norm: shape(Kind::Layer, cols), h: &h, dy: &dy, dsum: None, weight: None };
         threads::with_threads(n, || {
             cpu_backward::backward(&args, &mut dh, (&mut dw, &mut db));
         });
         (dh, dw, db)
     };
     assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn gradients_through_the_tape() {
+    let (x, residual) = (randn(1, &[2, 3, 6], DType::F64), randn(2, &[2, 3, 6], DType::F64));
+    let (weight, bias) = (randn(3, &[6], DType::F64), randn(4, &[6], DType::F64));
+    for kind in [Kind::Layer, Kind::Rms] {
+        gradcheck(
+            |t| {
+                let affine = Affine { weight: Some(&t[2]), bias: Some(&t[3]) };
+                let (y, sum) = add_norm(kind, (&t[0], &t[1]), affine, 1e-3)?;
+                Ok(vec![y, sum])
+            },
+            &[x.clone(), residual.clone(), weight.clone(), bias.clone()],
+            1e-6,
+        );
+        gradcheck(
+            |t| {
+                let affine = Affine { weight: Some(&t[1]), bias: None };
+                Ok(vec![norm(kind, &t[0], affine, 1e-3)?])
+            },
+            &[x.clone(), weight.clone()],
+            1e-6,
+        );
+    }
+}
+
+/// bf16 rows with f32 parameters: gradients come back in the dtype of each input.
+#[test]
+fn mixed_precision() -> Result<()> {
+    let x = randn(1, &[5, 40], DType::BF16).tracked();
+    let weight = randn(2, &[40], DType::F32).tracked();
+    let affine = Affine { weight: Some(&weight), bias: None };
+    let y = rms_norm(&x, affine, 1e-5)?;
+    let wide = |t: &Tensor| t.detach().to_dtype(DType::F64);
+    let (x64, weight64) = (wide(&x)?.tracked(), wide(&weight)?.tracked());
+    let affine = Affine { weight: Some(&weight64), bias: None };
+    let exact = rms_norm(&x64, affine, 1e-5)?;
+    assert_close("y", &y, &exact, 1.0 / 256.0);
+    let dy = randn(3, &[5, 40], DType::BF16);
+    let (found, expected) =
+        (backward_with(&[(&y, &dy)])?, backward_with(&[(&exact, &wide(&dy)?)])?);
+    for (leaf, exact) in [(&x, &x64), (&weight, &weight64)] {
+        let (found, expected) = (found.get(leaf).unwrap(), expected.get(exact).unwrap());
+        assert_eq!(found.dtype(), leaf.dtype());
+        assert_close("gradient", found, expected, 1.0 / 256.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    let x = randn(1, &[2, 3], DType::F32);
+    let message = |result: Result<Tensor>| result.map(|_| ()).unwrap_err().to_string();
+    let affine = Affine { weight: Some(&x), bias: None };
+    assert_eq!(
+        message(rms_norm(&x, affine, 1e-5)),
+        "rms_norm: weight has shape [2, 3], expected [3]"
+    );
+    assert_eq!(
+        message(layer_norm(&x, Affine::default(), -1.0)),
+        "layer_norm: eps is -1, valid is 0 or more"
+    );
+    let other = randn(1, &[3, 2], DType::F32);
+    let added = add_rms_norm(&x, &other, Affine::default(), 1e-5).map(|pair| pair.0);
+    assert_eq!(message(added), "rms_norm: residual has shape [3, 2], expected [2, 3]");
 }

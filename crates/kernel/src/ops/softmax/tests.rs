@@ -3,6 +3,8 @@
 use super::*;
 use danaus_runtime::simd::{Isa, with_isa};
 use danaus_runtime::threads;
+use danaus_tensor::{DType, Device};
+use danaus_testkit::{gradcheck, randn};
 use half::bf16;
 
 fn inputs(len: usize, scale: f64) -> Vec<f64> {
@@ -88,4 +90,14 @@ fn same_bits_on_any_number_of_threads() {
         y
     };
     assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn gradients_through_the_tape() -> Result<()> {
+    let x = randn(1, &[2, 3, 5], DType::F64);
+    gradcheck(|t| Ok(vec![softmax(&t[0])?]), std::slice::from_ref(&x), 1e-7);
+    gradcheck(|t| Ok(vec![log_softmax(&t[0])?]), std::slice::from_ref(&x), 1e-7);
+    let empty = Tensor::zeros([3, 0], DType::F64, &Device::Cpu)?;
+    assert_eq!(softmax(&empty)?.dims(), [3, 0]);
+    Ok(())
 }
