@@ -4,6 +4,8 @@ use super::cpu::Backward;
 use super::*;
 use danaus_runtime::simd::{Isa, Lane, with_isa};
 use danaus_runtime::threads;
+use danaus_tensor::{DType, Device};
+use danaus_testkit::{gradcheck, randn};
 use half::bf16;
 
 const IGNORE: i64 = -100;
@@ -167,4 +169,56 @@ fn same_bits_on_any_number_of_threads() {
         (loss, lse)
     };
     assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn gradients_through_the_tape() -> Result<()> {
+    let logits = randn(1, &[2, 3, 5], DType::F64);
+    let targets = Tensor::from_vec(vec![0i64, 4, IGNORE, 2, 2, 1], [2, 3], &Device::Cpu)?;
+    for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
+        let options =
+            Options { label_smoothing: 0.1, z_loss: 0.01, reduction, ..Options::default() };
+        let run = |t: &[Tensor]| {
+            let (loss, lse) = cross_entropy(&t[0], &targets, options)?;
+            Ok(vec![loss, lse])
+        };
+        gradcheck(run, std::slice::from_ref(&logits), 1e-7);
+    }
+    Ok(())
+}
+
+#[test]
+fn bf16_logits_give_an_f32_loss() -> Result<()> {
+    let logits = randn(1, &[6, 50], DType::BF16).tracked();
+    let targets = Tensor::from_vec(vec![0i32, 4, 7, 49, 2, 1], [6], &Device::Cpu)?;
+    let (loss, _) = cross_entropy(&logits, &targets, Options::default())?;
+    let wide = logits.detach().to_dtype(DType::F64)?.tracked();
+    let (exact, _) = cross_entropy(&wide, &targets, Options::default())?;
+    assert_eq!(loss.dtype(), DType::F32);
+    assert!((loss.to_scalar()? - exact.to_scalar()?).abs() < 1e-5);
+    let (found, expected) = (loss.backward()?, exact.backward()?);
+    let (found, expected) = (found.get(&logits).unwrap(), expected.get(&wide).unwrap());
+    assert_eq!(found.dtype(), DType::BF16);
+    // Entries reach 1/6 and are rounded to 8 bits.
+    danaus_testkit::assert_close("gradient", found, expected, 1.0 / 1024.0);
+    Ok(())
+}
+
+#[test]
+fn bad_arguments_are_named() -> Result<()> {
+    let logits = randn(1, &[2, 3], DType::F32);
+    let targets = |t: [i64; 2]| Tensor::from_vec(t.to_vec(), [2], &Device::Cpu);
+    let message = |t: [i64; 2], options: Options| -> Result<String> {
+        let result = cross_entropy(&logits, &targets(t)?, options);
+        Ok(result.map(|_| ()).unwrap_err().to_string())
+    };
+    assert_eq!(
+        message([0, 3], Options::default())?,
+        "cross_entropy: targets is 3, valid is a class below 3, or ignore_index = -100"
+    );
+    let smooth = Options { label_smoothing: 1.0, ..Options::default() };
+    assert!(
+        message([0, 1], smooth)?.contains("label_smoothing is 1, valid is 0 or more and below")
+    );
+    Ok(())
 }

@@ -3,6 +3,8 @@
 use super::cpu::Rotation;
 use super::*;
 use danaus_runtime::simd::{Isa, Lane, with_isa};
+use danaus_tensor::DType;
+use danaus_testkit::{assert_close, gradcheck, randn};
 use half::bf16;
 
 const POSITIONS: [u32; 7] = [0, 1, 2, 900, 3, 4095, 17];
@@ -20,7 +22,7 @@ fn layouts() -> impl Iterator<Item = Layout> {
 
 fn compare<T: Lane + PartialEq + std::fmt::Debug>(tolerance: f64) {
     for layout in layouts() {
-        let (cos, sin) = tables(4096, layout.rotary_dim, 10_000.0);
+        let (cos, sin) = angle_tables(4096, layout.rotary_dim, 10_000.0);
         let n = POSITIONS.len() * layout.heads * layout.head_dim;
         let x: Vec<T> = values(n).into_iter().map(T::round).collect();
         let wide = |x: &[T]| -> Vec<f64> { x.iter().map(|x| f64::from(x.widen())).collect() };
@@ -56,7 +58,7 @@ fn kernels_equal_the_reference() {
 #[test]
 fn the_inverse_undoes() {
     for layout in layouts() {
-        let (cos, sin) = tables(4096, layout.rotary_dim, 10_000.0);
+        let (cos, sin) = angle_tables(4096, layout.rotary_dim, 10_000.0);
         let x = values(POSITIONS.len() * layout.heads * layout.head_dim);
         let (mut y, mut back) = (x.clone(), x.clone());
         let mut rotation =
@@ -75,7 +77,7 @@ fn the_inverse_undoes() {
 fn products_see_the_distance() {
     for interleaved in [false, true] {
         let layout = Layout { heads: 1, head_dim: 32, rotary_dim: 32, interleaved };
-        let (cos, sin) = tables(300, 32, 10_000.0);
+        let (cos, sin) = angle_tables(300, 32, 10_000.0);
         let x = values(64);
         let product = |positions: [u32; 2]| -> f32 {
             let mut y = x.clone();
@@ -90,6 +92,35 @@ fn products_see_the_distance() {
 }
 
 #[test]
-fn positions_of_a_packed_batch() {
-    assert_eq!(packed_positions(&[0, 3, 3, 5]), [0, 1, 2, 0, 1]);
+fn gradients_through_the_tape() -> Result<()> {
+    let x = randn(1, &[2, 3, 2, 6], DType::F64);
+    let (cos, sin) = tables(9, 4, 10_000.0)?;
+    for interleaved in [false, true] {
+        let run =
+            |t: &[Tensor]| Ok(vec![rotary(&t[0], (&cos, &sin), Positions::From(5), interleaved)?]);
+        gradcheck(run, std::slice::from_ref(&x), 1e-8);
+    }
+    Ok(())
+}
+
+/// Offsets, explicit positions and packed sequences say the same in three ways.
+#[test]
+fn ways_to_say_positions() -> Result<()> {
+    let x = randn(1, &[2, 3, 2, 6], DType::F32);
+    let (cos, sin) = tables(9, 6, 10_000.0)?;
+    let tables = (&cos, &sin);
+    let at = Tensor::from_vec(vec![4i64, 5, 6, 4, 5, 6], [2, 3], &Device::Cpu)?;
+    let from = rotary(&x, tables, Positions::From(4), false)?;
+    assert_close("positions", &rotary(&x, tables, Positions::At(&at), false)?, &from, 0.0);
+    let ends = Tensor::from_vec(vec![0i32, 3, 6], [3], &Device::Cpu)?;
+    let packed = rotary(&x.reshape([6, 2, 6])?, tables, Positions::Packed(&ends), false)?;
+    let zero = rotary(&x, tables, Positions::From(0), false)?.reshape([6, 2, 6])?;
+    assert_close("packed", &packed, &zero, 0.0);
+    let message = |result: Result<Tensor>| result.map(|_| ()).unwrap_err().to_string();
+    let late = message(rotary(&x, tables, Positions::From(7), false));
+    assert!(late.starts_with("rotary: position is 9, valid is below the rows of cos, 9"), "{late}");
+    let ends = Tensor::from_vec(vec![0i32, 4], [2], &Device::Cpu)?;
+    let short = rotary(&x.reshape([6, 2, 6])?, tables, Positions::Packed(&ends), false);
+    assert!(message(short).contains("cu_seqlens is [0, 4], valid is rising from 0 to tokens = 6"));
+    Ok(())
 }
