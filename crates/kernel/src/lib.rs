@@ -1,0 +1,9 @@
+//! The operators of the engine.
+//!
+//! Each folder under [`ops`] is one operator: its contract (shapes, equation, source), a plain
+//! reference that is generic over the number type and serves as the f64 path and the oracle, and the
+//! SIMD kernels, which take slices and plain parameter structs and know nothing of tensors.
+
+mod hook;
+pub mod ops;
+mod vector;
