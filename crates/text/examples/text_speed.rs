@@ -44,6 +44,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     timed("encode, one thread", validation, || {
         split.validation.iter().try_for_each(|d| tokenizer.encode_bytes(&d.bytes).map(drop))
     })?;
+    timed("encode by the tokenizers crate, one thread", validation, || {
+        let mut texts = split.validation.iter().filter_map(|d| std::str::from_utf8(&d.bytes).ok());
+        texts.try_for_each(|text| tokenizer.encode_by_library(text).map(drop))
+    })?;
     let packed =
         timed("encode, all threads", train, || PackedDocuments::encode(&split.train, &tokenizer))?;
     let tokens = packed.total_tokens() as f64;

@@ -11,6 +11,8 @@
 //! Everything random is a pure function of a seed and a position ([`rng`]), so that a run can be
 //! repeated and resumed bit for bit.
 
+#![forbid(unsafe_code)]
+
 pub mod baseline;
 pub mod corpus;
 pub mod digest;

@@ -88,6 +88,9 @@ impl LoaderOptions {
             let given = format!("{} x {}", self.rows, self.row_tokens);
             return Err(Error::argument("rows x row_tokens", given, "below 2^31"));
         }
+        if u32::try_from(source.len()).is_err() {
+            return Err(Error::argument("documents", source.len(), "below 2^32"));
+        }
         if source.total_tokens() == 0 {
             return Err(Error::argument("documents", "without tokens", "at least one token"));
         }
@@ -98,11 +101,11 @@ impl LoaderOptions {
 /// Packed sequences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids [tokens].
+    /// Token ids, `[tokens]`.
     pub tokens: Vec<u32>,
-    /// The token that follows each one, or [`IGNORE`] [tokens].
+    /// The token that follows each one, or [`IGNORE`], `[tokens]`.
     pub targets: Vec<i64>,
-    /// Where sequences begin, and where the last one ends [sequences + 1].
+    /// Where sequences begin, and where the last one ends, `[sequences + 1]`.
     pub cu_seqlens: Vec<i32>,
     /// Length of the longest sequence.
     pub max_seqlen: usize,
@@ -111,7 +114,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Position of every token within its sequence [tokens].
+    /// Position of every token within its sequence, `[tokens]`.
     pub fn positions(&self) -> Vec<u32> {
         let lengths = self.cu_seqlens.windows(2).map(|ends| (ends[1] - ends[0]) as u32);
         lengths.flat_map(|length| 0..length).collect()

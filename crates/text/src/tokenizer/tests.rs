@@ -76,6 +76,51 @@ fn streaming_holds_back_half_of_a_character() {
     assert_eq!(pieces.concat(), "🦀!");
 }
 
+/// The fast path against the `tokenizers` crate: the sources of this crate, and 3000 random strings
+/// over characters that the splitter treats differently.
+#[test]
+fn fast_path_equals_the_library() {
+    let sources = [include_str!("mod.rs"), include_str!("split.rs"), include_str!("tests.rs")];
+    let options = TrainOptions { vocab_size: 900, ..TrainOptions::default() };
+    let trained = Tokenizer::train(&sources, &options).unwrap();
+    let alphabet: Vec<char> =
+        " \t\n\r\u{a0}\u{2003}'stremvld09½²Ⅷ٣aZéßñ\u{301}你こ🦀_(+=<|>".chars().collect();
+    let mut rng = crate::rng::Rng::new(1, 0);
+    let random: Vec<String> = (0..3000)
+        .map(|_| {
+            let mut letter = || alphabet[rng.up_to(alphabet.len() as u64 - 1) as usize];
+            let unit: String = (0..12).map(|_| letter()).collect();
+            unit.replace('_', "    ").replace('(', "\n\n")
+        })
+        .collect();
+    let long = ["=".repeat(5000), " ".repeat(300) + "x", "<|endoftext|><fim_pad>".to_string()];
+    for tokenizer in [trained, starcoder()] {
+        assert!(tokenizer.0.fast.is_some());
+        let texts = sources.map(String::from).into_iter().chain(random.clone()).chain(long.clone());
+        for text in texts {
+            let expected = tokenizer.encode_by_library(&text).unwrap();
+            assert_eq!(tokenizer.encode_ordinary(&text).unwrap(), expected, "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn unusual_files_have_no_fast_path() {
+    let json = golden("tiny-starcoder/tokenizer.json");
+    for (from, to) in [
+        ("\"individual_digits\": true", "\"individual_digits\": false"),
+        ("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}"),
+        ("\"special\": true", "\"special\": false"),
+        ("\"ignore_merges\": false", "\"ignore_merges\": true"),
+    ] {
+        assert!(json.contains(from), "{from}");
+        let tokenizer = Tokenizer::from_json(json.replace(from, to)).unwrap();
+        assert!(tokenizer.0.fast.is_none(), "{to}");
+        let ids = tokenizer.encode_ordinary("def f_12()").unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), "def f_12()");
+    }
+}
+
 #[test]
 fn training_is_repeatable_and_splits_digits() {
     let documents: Vec<String> = (0..200)
