@@ -258,7 +258,7 @@ unsafe fn pack32<P: Packer32>(request: &Pack) {
             pack::neighbours::<P, 16>(request)
         } else if request.lane_stride == 1 && full && request.width == 8 {
             pack::neighbours::<P, 8>(request)
-        } else if request.depth_stride == 1 && request.width % 8 == 0 {
+        } else if request.depth_stride == 1 && request.width.is_multiple_of(8) {
             transposed::<P>(request)
         } else {
             0
