@@ -100,7 +100,7 @@ impl Plan {
             row_tiles,
             panels,
             column_tiles,
-            own_strips: column_tiles.count <= 2,
+            own_strips: column_tiles.count == 1 || (column_tiles.count == 2 && p * cols >= 128),
             own_panels: row_tiles.count == 1,
             parallel: m * n * k > LEAST_PARALLEL_WORK,
         }

@@ -19,6 +19,8 @@ use super::engine::{Kernels, Tile, TileFn};
 use super::epilogue::Output;
 use super::pack::{Pack, PackFn};
 use super::scratch::{self, Slot};
+#[cfg(target_arch = "x86_64")]
+use super::skinny::{Skinny, SkinnyFn};
 
 /// Where the sums of a span go.
 #[derive(Clone, Copy)]
@@ -50,6 +52,8 @@ pub struct Layout {
     pub bytes: usize,
     direct_a: bool,
     direct_b: bool,
+    #[cfg(target_arch = "x86_64")]
+    skinny: Option<SkinnyFn>,
 }
 
 /// Largest footprint in bytes that register tiles read in place, unpacked: what the first-level
@@ -59,7 +63,7 @@ const DIRECT_BYTES: usize = 20 << 10;
 impl Layout {
     /// The layout of a span of `depth` elements.
     pub fn new<C: Output>(problem: &Problem<C>, plan: &Plan, depth: usize) -> Self {
-        let Kernels { micro, depth_per_unit, direct_a, direct_b, .. } = problem.kernels;
+        let Kernels { micro, depth_per_unit, a, b, .. } = problem.kernels;
         let in_place = |operand: &Operand| {
             let row = operand.depth_stride.unsigned_abs() * micro.unit_bytes;
             operand.lane_stride == 1 && row * depth <= DIRECT_BYTES
@@ -70,7 +74,7 @@ impl Layout {
         let packed_depth = depth.div_ceil(depth_per_unit);
         let a_bytes = plan.strips.count * strip_width * micro.unit_bytes;
         let b_bytes = plan.panels * micro.cols * micro.unit_bytes;
-        let direct_a = direct_a && in_place(&problem.a);
+        let direct_a = a.direct && in_place(&problem.a);
         let a_total = if direct_a || plan.own_strips {
             0
         } else {
@@ -85,9 +89,20 @@ impl Layout {
             b_start: a_total,
             bytes: a_total + b_total,
             direct_a,
-            direct_b: direct_b && plan.own_panels && (used_once || in_place(&problem.b)),
+            direct_b: b.direct && plan.own_panels && (used_once || in_place(&problem.b)),
+            #[cfg(target_arch = "x86_64")]
+            skinny: skinny_routine(problem, depth),
         }
     }
+}
+
+/// The routine for few rows and a B whose columns are contiguous, if this is such a product.
+#[cfg(target_arch = "x86_64")]
+fn skinny_routine<C: Output>(problem: &Problem<C>, depth: usize) -> Option<SkinnyFn> {
+    let kernels = &problem.kernels;
+    let whole_units = depth.is_multiple_of(kernels.depth_per_unit);
+    let fits = problem.b.depth_stride == 1 && whole_units;
+    kernels.b.skinny.get(problem.a.lanes - 1).copied().filter(|_| fits)
 }
 
 /// The pieces of a block of k in which several strips or panels are packed. Where lanes are
@@ -200,7 +215,7 @@ impl<C: Output> Span<'_, C> {
                 // Rows of the next strip are packed along where they exist: whole vectors are
                 // faster, and nobody reads them.
                 let panel = (to.wrapping_add(index * self.strip_bytes(block)), block.start);
-                let pack = self.problem.kernels.pack_a;
+                let pack = self.problem.kernels.a.pack;
                 // SAFETY: promised by the caller.
                 unsafe { self.pack(pack, a, (first, self.layout.strip_width), &part, panel) };
             }
@@ -225,10 +240,10 @@ impl<C: Output> Span<'_, C> {
         panel: usize,
         to: *mut u8,
     ) {
-        let Kernels { micro, pack_b, .. } = &self.problem.kernels;
+        let Kernels { micro, b, .. } = &self.problem.kernels;
         let lanes = (panel * micro.cols, micro.cols);
         // SAFETY: promised by the caller.
-        unsafe { self.pack(*pack_b, &self.problem.b, lanes, part, (to, block.start)) };
+        unsafe { self.pack(b.pack, &self.problem.b, lanes, part, (to, block.start)) };
     }
 
     /// Packs `part` of k of one strip or panel into `panel`, which starts at the given k.
@@ -314,6 +329,11 @@ impl<C: Output> Span<'_, C> {
             let out = OutputTile { rows: rows.clone(), columns: columns.clone(), sums, stride };
             for block in self.blocks() {
                 let strip_at = self.strips_of_tile(&block, &strips, memory);
+                #[cfg(target_arch = "x86_64")]
+                if let Some(routine) = self.layout.skinny {
+                    self.skinny_tile(routine, &out, &block, strip_at(0));
+                    continue;
+                }
                 if self.plan.own_panels {
                     for panel in panels.clone() {
                         let b = self.own_panel(&block, panel, own_panel);
@@ -338,6 +358,32 @@ impl<C: Output> Span<'_, C> {
                 let sums = Mat { ptr: sums.cast_const(), rows: m, cols: n, row_stride, col_stride };
                 C::finish(finish, sums, (rows, columns));
             }
+        }
+    }
+
+    /// All columns of a tile of few rows over one block of k.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn skinny_tile(
+        &self,
+        routine: SkinnyFn,
+        out: &OutputTile<C::Acc>,
+        block: &Range<usize>,
+        (a, a_step): (*const u8, isize),
+    ) {
+        let b = &self.problem.b;
+        // SAFETY: the tile's columns exist; sums are f32 wherever there is such a routine.
+        unsafe {
+            routine(&Skinny {
+                depth: self.units(block.len()),
+                a,
+                a_step,
+                b: b.at(out.columns.start, self.start + block.start),
+                column_bytes: b.lane_stride * b.element_bytes,
+                columns: out.columns.len(),
+                c: out.sums.cast(),
+                c_stride: out.stride,
+                accumulate: block.start > 0,
+            });
         }
     }
 
