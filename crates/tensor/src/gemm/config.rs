@@ -17,8 +17,8 @@ const MAX_TILE_STRIPS: usize = 8;
 const MAX_TILE_PANELS: usize = 8;
 /// Tiles wanted for a large product, so that the last ones balance the threads.
 const WANTED_TILES: usize = 32;
-/// Multiply-adds below which a tile is not cut further (about 10 microseconds).
-const LEAST_TILE_WORK: usize = 1 << 20;
+/// Multiply-adds below which a tile is not cut further (about 30 microseconds).
+const LEAST_TILE_WORK: usize = 2 << 20;
 /// Multiply-adds below which a product runs on the calling thread.
 const LEAST_PARALLEL_WORK: usize = 1 << 20;
 
@@ -69,6 +69,9 @@ pub struct Plan {
     pub column_tiles: Parts,
     /// Whether a tile packs its own panels of B: they are used by this tile alone.
     pub own_panels: bool,
+    /// Whether a tile packs its own strips of A: at most one other tile uses them, and packing twice
+    /// costs less than a trip through the third-level cache.
+    pub own_strips: bool,
     /// Whether the product is worth more than one thread.
     pub parallel: bool,
 }
@@ -83,7 +86,7 @@ impl Plan {
         let (mut s, mut p) = (strips.count.min(MAX_TILE_STRIPS), panels.min(MAX_TILE_PANELS));
         let single_row_tile = strips.count <= MAX_TILE_STRIPS;
         while count(s, p) < WANTED_TILES && tile_work(s, p) > LEAST_TILE_WORK && s * p > 1 {
-            let wide = p * cols >= s * rows || single_row_tile;
+            let wide = p * cols > 4 * s * rows || single_row_tile;
             if (wide && p > 1) || s == 1 {
                 p = p.div_ceil(2);
             } else {
@@ -91,11 +94,13 @@ impl Plan {
             }
         }
         let row_tiles = Parts::new(strips.count, s);
+        let column_tiles = Parts::new(panels, p);
         Self {
             strips,
             row_tiles,
             panels,
-            column_tiles: Parts::new(panels, p),
+            column_tiles,
+            own_strips: column_tiles.count == 1 || (column_tiles.count == 2 && p * cols >= 128),
             own_panels: row_tiles.count == 1,
             parallel: m * n * k > LEAST_PARALLEL_WORK,
         }

@@ -23,7 +23,8 @@ const MAX_PACKED_BYTES: usize = 64 << 20;
 #[derive(Clone, Copy)]
 pub struct Operand {
     ptr: *const u8,
-    element_bytes: isize,
+    /// Bytes of an element.
+    pub element_bytes: isize,
     /// Rows of A or columns of B.
     pub lanes: usize,
     /// Elements between lanes.
@@ -87,7 +88,11 @@ pub fn run_tasks(parallel: bool, count: usize, task: impl Fn(usize) + Sync + Sen
 ///
 /// # Safety
 /// As [`super::gemm_with`]; no dimension is zero.
-pub unsafe fn run<C: Output>(problem: Problem<C>) {
+pub unsafe fn run<C: Output>(mut problem: Problem<C>) {
+    let Kernels { wide, b, .. } = problem.kernels;
+    if problem.a.lanes <= wide.tiles.len() && b.direct && problem.b.lane_stride == 1 {
+        problem.kernels.micro = wide;
+    }
     let (m, n, k) = (problem.a.lanes, problem.b.lanes, problem.depth);
     // Rounds over rows and columns bound the scratch memory; they do not change any sum.
     let unit = problem.kernels.micro.unit_bytes * k.clamp(1, SPAN);

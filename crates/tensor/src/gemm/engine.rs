@@ -8,6 +8,8 @@
 //! element lies in it. That is what makes a row of C independent of the other rows.
 
 use super::pack::PackFn;
+#[cfg(target_arch = "x86_64")]
+use super::skinny::SkinnyFn;
 
 /// Arguments of one register tile. `a` points at `depth` groups of row values, `b` at `depth` rows.
 pub struct Tile<Acc> {
@@ -35,18 +37,28 @@ pub type TileFn<Acc> = unsafe fn(&Tile<Acc>);
 /// What the blocked loops need to know of an instruction set and a pair of element types.
 #[derive(Clone, Copy)]
 pub struct Kernels<Acc: 'static> {
-    /// The register tiles of height 1, 2, 3, ...
+    /// Register tiles for the general case.
     pub micro: Micro<Acc>,
+    /// Wide register tiles for few rows and B in place: longer runs of memory.
+    pub wide: Micro<Acc>,
     /// Elements of k in one packed unit.
     pub depth_per_unit: usize,
-    /// Packs rows of A into panels.
-    pub pack_a: PackFn,
-    /// Packs columns of B into panels.
-    pub pack_b: PackFn,
-    /// Elements of A are units, so that A can be read in place.
-    pub direct_a: bool,
-    /// Elements of B are units, so that B can be read in place.
-    pub direct_b: bool,
+    /// How A is read.
+    pub a: Side,
+    /// How B is read.
+    pub b: Side,
+}
+
+/// How one operand reaches the register tiles.
+#[derive(Clone, Copy)]
+pub struct Side {
+    /// Packs lanes into panels.
+    pub pack: PackFn,
+    /// Elements are units, so that the operand can be read in place where lanes are neighbours.
+    pub direct: bool,
+    /// Routines that multiply few rows by this operand in place where its k is contiguous.
+    #[cfg(target_arch = "x86_64")]
+    pub skinny: &'static [SkinnyFn],
 }
 
 /// Register tiles of one instruction set.
@@ -54,7 +66,7 @@ pub struct Kernels<Acc: 'static> {
 pub struct Micro<Acc: 'static> {
     /// Columns of every tile in `tiles`.
     pub cols: usize,
-    /// Tiles by height minus one.
+    /// Tiles of height 1, 2, 3, ...
     pub tiles: &'static [TileFn<Acc>],
     /// Bytes of one packed unit.
     pub unit_bytes: usize,
@@ -80,6 +92,8 @@ pub trait Engine {
     /// Bytes of a unit.
     const UNIT_BYTES: usize;
 
+    /// Asks for a cache line; the address need not be valid.
+    fn prefetch(_address: *const u8) {}
     unsafe fn zero() -> Self::Sum;
     unsafe fn load(from: *const u8) -> Self::Operand;
     unsafe fn splat(from: *const u8) -> Self::Operand;
@@ -87,6 +101,9 @@ pub trait Engine {
     unsafe fn add_to(to: *mut Self::Acc, sum: Self::Sum);
     unsafe fn store(to: *mut Self::Acc, sum: Self::Sum);
 }
+
+/// Steps along k that B is fetched ahead.
+const ROWS_AHEAD: isize = 8;
 
 /// The register tile of `ROWS` rows and `VECTORS` vectors of columns.
 ///
@@ -99,6 +116,10 @@ pub unsafe fn multiply<E: Engine, const ROWS: usize, const VECTORS: usize>(tile:
         let mut sums = [[E::zero(); VECTORS]; ROWS];
         let (mut a, mut b) = (tile.a, tile.b);
         for _ in 0..tile.depth {
+            // The rows of a panel follow each other closely, but those of B in place do not.
+            for line in 0..(VECTORS * E::LANES * E::UNIT_BYTES).div_ceil(64) {
+                E::prefetch(b.wrapping_offset(ROWS_AHEAD * tile.b_step).wrapping_add(line * 64));
+            }
             let mut columns = [E::load(b); VECTORS];
             for j in 1..VECTORS {
                 columns[j] = E::load(b.add(j * E::LANES * E::UNIT_BYTES));

@@ -13,6 +13,8 @@ mod matrix;
 mod pack;
 mod portable;
 mod scratch;
+#[cfg(target_arch = "x86_64")]
+mod skinny;
 mod span;
 #[cfg(target_arch = "x86_64")]
 mod x86;

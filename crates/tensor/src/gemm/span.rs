@@ -17,8 +17,10 @@ use super::config::{Plan, pieces};
 use super::driver::{Operand, Problem, run_tasks};
 use super::engine::{Kernels, Tile, TileFn};
 use super::epilogue::Output;
-use super::pack::Pack;
+use super::pack::{Pack, PackFn};
 use super::scratch::{self, Slot};
+#[cfg(target_arch = "x86_64")]
+use super::skinny::{Skinny, SkinnyFn};
 
 /// Where the sums of a span go.
 #[derive(Clone, Copy)]
@@ -34,7 +36,8 @@ unsafe impl<Acc> Sync for Target<Acc> {}
 // SAFETY: as above.
 unsafe impl<Acc> Send for Target<Acc> {}
 
-/// Where packed operands lie: first A, then B unless tiles pack their own panels. Within each,
+/// Where shared packed operands lie: first A unless tiles pack their own strips, then B unless tiles
+/// pack their own panels. Within each,
 /// one block of k after another, so that the part in use is contiguous.
 #[derive(Clone, Copy)]
 pub struct Layout {
@@ -49,6 +52,8 @@ pub struct Layout {
     pub bytes: usize,
     direct_a: bool,
     direct_b: bool,
+    #[cfg(target_arch = "x86_64")]
+    skinny: Option<SkinnyFn>,
 }
 
 /// Largest footprint in bytes that register tiles read in place, unpacked: what the first-level
@@ -58,7 +63,7 @@ const DIRECT_BYTES: usize = 20 << 10;
 impl Layout {
     /// The layout of a span of `depth` elements.
     pub fn new<C: Output>(problem: &Problem<C>, plan: &Plan, depth: usize) -> Self {
-        let Kernels { micro, depth_per_unit, direct_a, direct_b, .. } = problem.kernels;
+        let Kernels { micro, depth_per_unit, a, b, .. } = problem.kernels;
         let in_place = |operand: &Operand| {
             let row = operand.depth_stride.unsigned_abs() * micro.unit_bytes;
             operand.lane_stride == 1 && row * depth <= DIRECT_BYTES
@@ -66,11 +71,15 @@ impl Layout {
         // A panel that is used once is read in place however large it is.
         let used_once = plan.strips.count == 1 && problem.b.lane_stride == 1;
         let strip_width = plan.strips.longest().next_multiple_of(8);
-        let packed_depth = depth.next_multiple_of(depth_per_unit) / depth_per_unit;
+        let packed_depth = depth.div_ceil(depth_per_unit);
         let a_bytes = plan.strips.count * strip_width * micro.unit_bytes;
         let b_bytes = plan.panels * micro.cols * micro.unit_bytes;
-        let direct_a = direct_a && in_place(&problem.a);
-        let a_total = if direct_a { 0 } else { (a_bytes * packed_depth).next_multiple_of(64) };
+        let direct_a = a.direct && in_place(&problem.a);
+        let a_total = if direct_a || plan.own_strips {
+            0
+        } else {
+            (a_bytes * packed_depth).next_multiple_of(64)
+        };
         let b_total = if plan.own_panels { 0 } else { b_bytes * packed_depth };
         Self {
             depth,
@@ -80,9 +89,28 @@ impl Layout {
             b_start: a_total,
             bytes: a_total + b_total,
             direct_a,
-            direct_b: direct_b && plan.own_panels && (used_once || in_place(&problem.b)),
+            direct_b: b.direct && plan.own_panels && (used_once || in_place(&problem.b)),
+            #[cfg(target_arch = "x86_64")]
+            skinny: skinny_routine(problem, depth),
         }
     }
+}
+
+/// The routine for few rows and a B whose columns are contiguous, if this is such a product.
+#[cfg(target_arch = "x86_64")]
+fn skinny_routine<C: Output>(problem: &Problem<C>, depth: usize) -> Option<SkinnyFn> {
+    let kernels = &problem.kernels;
+    let whole_units = depth.is_multiple_of(kernels.depth_per_unit);
+    let fits = problem.b.depth_stride == 1 && whole_units;
+    kernels.b.skinny.get(problem.a.lanes - 1).copied().filter(|_| fits)
+}
+
+/// The pieces of a block of k in which several strips or panels are packed. Where lanes are
+/// neighbours, all strips of a few k come first, so that whole rows of the matrix are read.
+fn packing_order(operand: &Operand, block: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let longest = if operand.lane_stride == 1 { 16 } else { block.len() };
+    let end = block.end;
+    block.clone().step_by(longest.max(1)).map(move |start| start..(start + longest).min(end))
 }
 
 /// One span of k with its packed operands.
@@ -111,7 +139,8 @@ impl<C: Output> Span<'_, C> {
     /// The operands and the target are valid; `packed` has the layout's size.
     pub unsafe fn run(&self, parallel: bool) {
         let plan = self.plan;
-        let strip_tasks = if self.layout.direct_a { 0 } else { plan.row_tiles.count };
+        let strip_tasks =
+            if self.layout.direct_a || plan.own_strips { 0 } else { plan.row_tiles.count };
         let panel_tasks = if plan.own_panels { 0 } else { plan.column_tiles.count };
         let worth_it = parallel && (strip_tasks + panel_tasks > 1);
         run_tasks(worth_it, strip_tasks + panel_tasks, |task| {
@@ -145,11 +174,15 @@ impl<C: Output> Span<'_, C> {
         depth.div_ceil(self.problem.kernels.depth_per_unit)
     }
 
-    fn strip_at(&self, block: &Range<usize>, strip: usize) -> *mut u8 {
+    fn strip_bytes(&self, block: &Range<usize>) -> usize {
         let unit_bytes = self.problem.kernels.micro.unit_bytes;
-        let within = strip * self.units(block.len()) * self.layout.strip_width * unit_bytes;
+        self.units(block.len()) * self.layout.strip_width * unit_bytes
+    }
+
+    fn strip_at(&self, block: &Range<usize>, strip: usize) -> *mut u8 {
+        let start = self.units(block.start) * self.layout.a_bytes;
         // SAFETY: the layout has room for all strips of all blocks.
-        unsafe { self.packed.add(self.units(block.start) * self.layout.a_bytes + within) }
+        unsafe { self.packed.add(start + strip * self.strip_bytes(block)) }
     }
 
     fn panel_at(&self, block: &Range<usize>, panel: usize) -> *mut u8 {
@@ -161,63 +194,104 @@ impl<C: Output> Span<'_, C> {
     }
 
     unsafe fn pack_strips(&self, strips: Range<usize>) {
-        let a = &self.problem.a;
         for block in self.blocks() {
-            for strip in strips.clone() {
+            // SAFETY: the strips have their place from this one on.
+            unsafe {
+                self.pack_block_of_strips(
+                    &block,
+                    strips.clone(),
+                    self.strip_at(&block, strips.start),
+                )
+            };
+        }
+    }
+
+    /// Packs strips of one block, one after another from `to` on.
+    unsafe fn pack_block_of_strips(&self, block: &Range<usize>, strips: Range<usize>, to: *mut u8) {
+        let a = &self.problem.a;
+        for part in packing_order(a, block) {
+            for (index, strip) in strips.clone().enumerate() {
                 let first = self.plan.strips.range(strip).start;
-                let request = Pack {
-                    // SAFETY: the strip's first row exists.
-                    source: unsafe { a.at(first, self.start + block.start) },
-                    lane_stride: a.lane_stride,
-                    depth_stride: a.depth_stride,
-                    // Rows of the next strip are packed along where they exist: whole vectors are
-                    // faster, and nobody reads them.
-                    lanes: (a.lanes - first).min(self.layout.strip_width),
-                    width: self.layout.strip_width,
-                    depth: block.len(),
-                    panel: self.strip_at(&block, strip),
-                };
-                // SAFETY: source and panel are described truly; the processor has the instructions.
-                unsafe { (self.problem.kernels.pack_a)(&request) };
+                // Rows of the next strip are packed along where they exist: whole vectors are
+                // faster, and nobody reads them.
+                let panel = (to.wrapping_add(index * self.strip_bytes(block)), block.start);
+                let pack = self.problem.kernels.a.pack;
+                // SAFETY: promised by the caller.
+                unsafe { self.pack(pack, a, (first, self.layout.strip_width), &part, panel) };
             }
         }
     }
 
     unsafe fn pack_panels(&self, panels: Range<usize>) {
         for block in self.blocks() {
-            for panel in panels.clone() {
-                // SAFETY: the panel exists and has its place.
-                unsafe { self.pack_panel(&block, panel, self.panel_at(&block, panel)) };
+            for part in packing_order(&self.problem.b, &block) {
+                for panel in panels.clone() {
+                    // SAFETY: the panel exists and has its place.
+                    unsafe { self.pack_panel(&block, &part, panel, self.panel_at(&block, panel)) };
+                }
             }
         }
     }
 
-    unsafe fn pack_panel(&self, block: &Range<usize>, panel: usize, to: *mut u8) {
-        let b = &self.problem.b;
-        let cols = self.problem.kernels.micro.cols;
-        let request = Pack {
-            // SAFETY: the panel's first column exists.
-            source: unsafe { b.at(panel * cols, self.start + block.start) },
-            lane_stride: b.lane_stride,
-            depth_stride: b.depth_stride,
-            lanes: (b.lanes - panel * cols).min(cols),
-            width: cols,
-            depth: block.len(),
-            panel: to,
-        };
-        // SAFETY: source and panel are described truly; the processor has the instructions.
-        unsafe { (self.problem.kernels.pack_b)(&request) };
+    unsafe fn pack_panel(
+        &self,
+        block: &Range<usize>,
+        part: &Range<usize>,
+        panel: usize,
+        to: *mut u8,
+    ) {
+        let Kernels { micro, b, .. } = &self.problem.kernels;
+        let lanes = (panel * micro.cols, micro.cols);
+        // SAFETY: promised by the caller.
+        unsafe { self.pack(b.pack, &self.problem.b, lanes, part, (to, block.start)) };
     }
 
-    /// Scratch bytes of one tile: its own panel, then its sums.
+    /// Packs `part` of k of one strip or panel into `panel`, which starts at the given k.
+    unsafe fn pack(
+        &self,
+        pack: PackFn,
+        operand: &Operand,
+        (first_lane, width): (usize, usize),
+        part: &Range<usize>,
+        (panel, panel_start): (*mut u8, usize),
+    ) {
+        let done = self.units(part.start - panel_start) * width;
+        // SAFETY: source and panel are described truly; the processor has the instructions.
+        unsafe {
+            pack(&Pack {
+                source: operand.at(first_lane, self.start + part.start),
+                lane_stride: operand.lane_stride,
+                depth_stride: operand.depth_stride,
+                lanes: (operand.lanes - first_lane).min(width),
+                width,
+                depth: part.len(),
+                panel: panel.add(done * self.problem.kernels.micro.unit_bytes),
+            });
+        }
+    }
+
+    /// Scratch bytes of one tile: its own strips, its own panel, its sums.
     fn task_bytes(&self) -> usize {
-        self.own_panel_bytes() + self.sums_len() * size_of::<C::Acc>()
+        self.own_strips_bytes() + self.own_panel_bytes() + self.sums_len() * size_of::<C::Acc>()
+    }
+
+    /// Steps of the longest block.
+    fn block_units(&self) -> usize {
+        self.units(self.layout.depth).min(self.problem.kernels.micro.max_depth)
+    }
+
+    fn own_strips_bytes(&self) -> usize {
+        if self.plan.own_strips && !self.layout.direct_a {
+            let strips = self.plan.row_tiles.longest() * self.layout.strip_width;
+            self.block_units() * strips * self.problem.kernels.micro.unit_bytes
+        } else {
+            0
+        }
     }
 
     fn own_panel_bytes(&self) -> usize {
-        let kernels = &self.problem.kernels;
-        let depth = self.units(self.layout.depth).min(kernels.micro.max_depth);
-        if self.plan.own_panels { depth * kernels.micro.cols * kernels.micro.unit_bytes } else { 0 }
+        let micro = &self.problem.kernels.micro;
+        if self.plan.own_panels { self.block_units() * micro.cols * micro.unit_bytes } else { 0 }
     }
 
     fn sums_len(&self) -> usize {
@@ -249,22 +323,29 @@ impl<C: Output> Span<'_, C> {
         let columns = panels.start * cols..(panels.end * cols).min(self.problem.b.lanes);
         // SAFETY: `memory` holds a panel and the sums, as `task_bytes` says.
         unsafe {
-            let own_sums = memory.add(self.own_panel_bytes());
+            let own_panel = memory.add(self.own_strips_bytes());
+            let own_sums = own_panel.add(self.own_panel_bytes());
             let (sums, stride) = self.sums(rows.start, &columns, own_sums);
             let out = OutputTile { rows: rows.clone(), columns: columns.clone(), sums, stride };
             for block in self.blocks() {
+                let strip_at = self.strips_of_tile(&block, &strips, memory);
+                #[cfg(target_arch = "x86_64")]
+                if let Some(routine) = self.layout.skinny {
+                    self.skinny_tile(routine, &out, &block, strip_at(0));
+                    continue;
+                }
                 if self.plan.own_panels {
                     for panel in panels.clone() {
-                        let b = self.own_panel(&block, panel, memory);
+                        let b = self.own_panel(&block, panel, own_panel);
                         for strip in strips.clone() {
-                            self.register_tile(&out, &block, (strip, panel), b);
+                            self.register_tile(&out, &block, (strip, strip_at(strip)), (panel, b));
                         }
                     }
                 } else {
                     for strip in strips.clone() {
                         for panel in panels.clone() {
                             let b = self.packed_panel(&block, panel);
-                            self.register_tile(&out, &block, (strip, panel), b);
+                            self.register_tile(&out, &block, (strip, strip_at(strip)), (panel, b));
                         }
                     }
                 }
@@ -276,6 +357,65 @@ impl<C: Output> Span<'_, C> {
                 let (m, n) = (rows.len(), columns.len());
                 let sums = Mat { ptr: sums.cast_const(), rows: m, cols: n, row_stride, col_stride };
                 C::finish(finish, sums, (rows, columns));
+            }
+        }
+    }
+
+    /// All columns of a tile of few rows over one block of k.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn skinny_tile(
+        &self,
+        routine: SkinnyFn,
+        out: &OutputTile<C::Acc>,
+        block: &Range<usize>,
+        (a, a_step): (*const u8, isize),
+    ) {
+        let b = &self.problem.b;
+        // SAFETY: the tile's columns exist; sums are f32 wherever there is such a routine.
+        unsafe {
+            routine(&Skinny {
+                depth: self.units(block.len()),
+                a,
+                a_step,
+                b: b.at(out.columns.start, self.start + block.start),
+                column_bytes: b.lane_stride * b.element_bytes,
+                columns: out.columns.len(),
+                c: out.sums.cast(),
+                c_stride: out.stride,
+                accumulate: block.start > 0,
+            });
+        }
+    }
+
+    /// Where the strips of a tile and the bytes between their steps are: in place, in shared packed
+    /// memory, or packed to `memory` here.
+    unsafe fn strips_of_tile(
+        &self,
+        block: &Range<usize>,
+        strips: &Range<usize>,
+        memory: *mut u8,
+    ) -> impl Fn(usize) -> (*const u8, isize) + use<C> {
+        let (layout, a) = (self.layout, self.problem.a);
+        let (plan, k, strip_bytes) =
+            (*self.plan, self.start + block.start, self.strip_bytes(block));
+        let unit_bytes = self.problem.kernels.micro.unit_bytes as isize;
+        let (first, packed) = if layout.direct_a {
+            (0, memory)
+        } else if plan.own_strips {
+            // SAFETY: the caller gives room for the strips of one block.
+            unsafe { self.pack_block_of_strips(block, strips.clone(), memory) };
+            (strips.start, memory)
+        } else {
+            (0, self.strip_at(block, 0))
+        };
+        move |strip| {
+            if layout.direct_a {
+                // SAFETY: the strip's first row exists.
+                let first = unsafe { a.at(plan.strips.range(strip).start, k) };
+                (first, a.depth_stride * unit_bytes)
+            } else {
+                let start = packed.wrapping_add((strip - first) * strip_bytes);
+                (start.cast_const(), layout.strip_width as isize * unit_bytes)
             }
         }
     }
@@ -300,7 +440,7 @@ impl<C: Output> Span<'_, C> {
                 let first = b.at(panel * micro.cols, self.start + block.start);
                 return (first, b.depth_stride * micro.unit_bytes as isize);
             }
-            self.pack_panel(block, panel, memory);
+            self.pack_panel(block, block, panel, memory);
             (memory, (micro.cols * micro.unit_bytes) as isize)
         }
     }
@@ -310,22 +450,14 @@ impl<C: Output> Span<'_, C> {
         &self,
         out: &OutputTile<C::Acc>,
         block: &Range<usize>,
-        (strip, panel): (usize, usize),
-        (b, b_step): (*const u8, isize),
+        (strip, (a, a_step)): (usize, (*const u8, isize)),
+        (panel, (b, b_step)): (usize, (*const u8, isize)),
     ) {
-        let (problem, micro) = (self.problem, &self.problem.kernels.micro);
+        let micro = &self.problem.kernels.micro;
         let rows = self.plan.strips.range(strip);
         let first_col = panel * micro.cols;
-        let unit_bytes = micro.unit_bytes as isize;
         // SAFETY: the strip and the panel exist, packed or in place, and so do their sums.
         unsafe {
-            let (a, a_step) = if self.layout.direct_a {
-                let first = problem.a.at(rows.start, self.start + block.start);
-                (first, problem.a.depth_stride * unit_bytes)
-            } else {
-                let step = self.layout.strip_width as isize * unit_bytes;
-                (self.strip_at(block, strip).cast_const(), step)
-            };
             let down = (rows.start - out.rows.start) as isize * out.stride;
             let tile = Tile {
                 depth: self.units(block.len()),

@@ -31,6 +31,11 @@ macro_rules! engine {
             const UNIT_BYTES: usize = $unit;
 
             #[inline(always)]
+            fn prefetch(address: *const u8) {
+                // SAFETY: a prefetch never faults.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+            }
+            #[inline(always)]
             unsafe fn zero() -> $sum {
                 unsafe { $zero }
             }
@@ -115,11 +120,12 @@ engine!(F64Avx2, f64, __m256d, __m256d, 4, 8,
 /// A table of tiles of every height for one engine, compiled with the engine's features.
 macro_rules! micro {
     ($micro:ident, $tile:ident, $engine:ty, $acc:ty, $features:literal, cols: $cols:literal,
-     max_depth: $max_depth:literal, heights: $($height:literal)*) => {
+     vectors: $vectors:literal, max_depth: $max_depth:literal,
+     heights: $($height:literal)*) => {
         #[target_feature(enable = $features)]
         unsafe fn $tile<const ROWS: usize>(tile: &Tile<$acc>) {
             // SAFETY: promised by the caller; the features are enabled here.
-            unsafe { multiply::<$engine, ROWS, 2>(tile) }
+            unsafe { multiply::<$engine, ROWS, $vectors>(tile) }
         }
 
         /// Register tiles of this element type and instruction set.
@@ -136,15 +142,23 @@ macro_rules! micro {
 }
 
 micro!(F32_AVX512, tile_f32_avx512, F32Avx512, f32, "avx512f,avx512vl,avx2,fma", cols: 32,
-    max_depth: 512, heights: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    vectors: 2, max_depth: 512, heights: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 micro!(F64_AVX512, tile_f64_avx512, F64Avx512, f64, "avx512f,avx512vl,avx2,fma", cols: 16,
-    max_depth: 256, heights: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    vectors: 2, max_depth: 256, heights: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 micro!(BF16_AVX512, tile_bf16_avx512, Bf16Avx512, f32, "avx512f,avx512bf16,avx512vl,avx2,fma",
-    cols: 32, max_depth: 512, heights: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-micro!(F32_AVX2, tile_f32_avx2, F32Avx2, f32, "avx2,fma", cols: 16,
-    max_depth: 512, heights: 1 2 3 4 5 6);
-micro!(F64_AVX2, tile_f64_avx2, F64Avx2, f64, "avx2,fma", cols: 8,
-    max_depth: 256, heights: 1 2 3 4 5 6);
+    cols: 32, vectors: 2, max_depth: 512, heights: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+micro!(F32_AVX2, tile_f32_avx2, F32Avx2, f32, "avx2,fma", cols: 16, vectors: 2, max_depth: 512,
+    heights: 1 2 3 4 5 6);
+micro!(F64_AVX2, tile_f64_avx2, F64Avx2, f64, "avx2,fma", cols: 8, vectors: 2, max_depth: 256,
+    heights: 1 2 3 4 5 6);
+micro!(F32_AVX512_WIDE, wide_f32_avx512, F32Avx512, f32, "avx512f,avx512vl,avx2,fma", cols: 128,
+    vectors: 8, max_depth: 512, heights: 1 2);
+micro!(F64_AVX512_WIDE, wide_f64_avx512, F64Avx512, f64, "avx512f,avx512vl,avx2,fma", cols: 64,
+    vectors: 8, max_depth: 256, heights: 1 2);
+micro!(F32_AVX2_WIDE, wide_f32_avx2, F32Avx2, f32, "avx2,fma", cols: 64, vectors: 8,
+    max_depth: 512, heights: 1);
+micro!(F64_AVX2_WIDE, wide_f64_avx2, F64Avx2, f64, "avx2,fma", cols: 32, vectors: 8,
+    max_depth: 256, heights: 1);
 
 /// A packer whose units are 32 bits and lie one after another when k is contiguous.
 trait Packer32: Packer {
@@ -258,7 +272,7 @@ unsafe fn pack32<P: Packer32>(request: &Pack) {
             pack::neighbours::<P, 16>(request)
         } else if request.lane_stride == 1 && full && request.width == 8 {
             pack::neighbours::<P, 8>(request)
-        } else if request.depth_stride == 1 && request.width % 8 == 0 {
+        } else if request.depth_stride == 1 && request.width.is_multiple_of(8) {
             transposed::<P>(request)
         } else {
             0

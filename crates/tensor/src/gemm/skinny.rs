@@ -1,0 +1,215 @@
+//! One to four rows times a matrix whose columns are contiguous along k (weights stored as
+//! `[out, in]`), with AVX-512.
+//!
+//! Such a product reads the matrix once, so packing it would cost more than the arithmetic. Sixteen
+//! columns by sixteen units of k are loaded, transposed in registers and multiplied at once. The sums
+//! run over k one by one as in the register tiles, not in lanes along k as a dot product would, so
+//! the bits are those of the general path. It takes 64 shuffles for 1 KiB of matrix: with one a
+//! cycle, 16 bytes a cycle, more than memory delivers.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::pack::{Packer, Pair, Same, Widen};
+
+/// Arguments: `rows` of A packed (unit `d` of row `i` at `a + d * a_step + i * 4`), columns of B in
+/// place, and where the sums go.
+pub struct Skinny {
+    /// Steps along k, in units.
+    pub depth: usize,
+    /// Packed A.
+    pub a: *const u8,
+    /// Bytes from one step of A to the next.
+    pub a_step: isize,
+    /// First element of the first column.
+    pub b: *const u8,
+    /// Bytes from one column to the next.
+    pub column_bytes: isize,
+    /// Number of columns.
+    pub columns: usize,
+    /// Row-major sums.
+    pub c: *mut f32,
+    /// Elements between rows of sums.
+    pub c_stride: isize,
+    /// Whether to add to what is there.
+    pub accumulate: bool,
+}
+
+/// One compiled routine for a number of rows.
+pub type SkinnyFn = unsafe fn(&Skinny);
+
+/// Units of 32 bits, sixteen at a time.
+trait Units: Packer {
+    /// The first `count` of sixteen units; the others are zero.
+    unsafe fn load(from: *const u8, count: usize) -> __m512;
+    /// `sum + a * b` for a unit of A in all lanes.
+    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512;
+}
+
+fn first(count: usize) -> __mmask16 {
+    if count >= 16 { u16::MAX } else { (1 << count) - 1 }
+}
+
+// SAFETY of every block: pointers are valid for `count` units and the processor has AVX-512 (and its
+// bf16 part for `Pair`), as the callers of the routines below promise.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Units for Same<f32> {
+    #[inline(always)]
+    unsafe fn load(from: *const u8, count: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(first(count), from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, sum) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Units for Widen {
+    #[inline(always)]
+    unsafe fn load(from: *const u8, count: usize) -> __m512 {
+        unsafe {
+            let mut narrow = _mm256_setzero_si256();
+            if count >= 16 {
+                narrow = _mm256_loadu_si256(from.cast());
+            } else {
+                let to = (&raw mut narrow).cast::<bf16>();
+                std::ptr::copy_nonoverlapping(from.cast::<bf16>(), to, count);
+            }
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, sum) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Units for Pair {
+    #[inline(always)]
+    unsafe fn load(from: *const u8, count: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(first(count), from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        unsafe {
+            let pairs = |x| std::mem::transmute::<__m512, __m512bh>(x);
+            _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
+        }
+    }
+}
+
+/// Transposes sixteen vectors of sixteen 32-bit units.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline(always)]
+unsafe fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
+    // SAFETY: register operations only.
+    unsafe {
+        let (mut pairs, mut quads, mut halves, mut columns) = (rows, rows, rows, rows);
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+        }
+        // quads[4 g + j]: units j, j + 4, j + 8, j + 12 of rows 4 g .. 4 g + 4, four lanes each.
+        for g in 0..4 {
+            let p = 4 * g;
+            quads[p] = _mm512_shuffle_ps::<0x44>(pairs[p], pairs[p + 2]);
+            quads[p + 1] = _mm512_shuffle_ps::<0xee>(pairs[p], pairs[p + 2]);
+            quads[p + 2] = _mm512_shuffle_ps::<0x44>(pairs[p + 1], pairs[p + 3]);
+            quads[p + 3] = _mm512_shuffle_ps::<0xee>(pairs[p + 1], pairs[p + 3]);
+        }
+        for j in 0..4 {
+            halves[j] = _mm512_shuffle_f32x4::<0x88>(quads[j], quads[4 + j]);
+            halves[4 + j] = _mm512_shuffle_f32x4::<0xdd>(quads[j], quads[4 + j]);
+            halves[8 + j] = _mm512_shuffle_f32x4::<0x88>(quads[8 + j], quads[12 + j]);
+            halves[12 + j] = _mm512_shuffle_f32x4::<0xdd>(quads[8 + j], quads[12 + j]);
+        }
+        for j in 0..4 {
+            columns[j] = _mm512_shuffle_f32x4::<0x88>(halves[j], halves[8 + j]);
+            columns[8 + j] = _mm512_shuffle_f32x4::<0xdd>(halves[j], halves[8 + j]);
+            columns[4 + j] = _mm512_shuffle_f32x4::<0x88>(halves[4 + j], halves[12 + j]);
+            columns[12 + j] = _mm512_shuffle_f32x4::<0xdd>(halves[4 + j], halves[12 + j]);
+        }
+        columns
+    }
+}
+
+/// Bytes that a column is fetched ahead: the stream of each column is short for the hardware.
+const AHEAD: usize = 512;
+
+/// Sixteen columns (or the last few).
+///
+/// # Safety
+/// As [`skinny`]; `start` is a column.
+#[inline(always)]
+unsafe fn sixteen<U: Units, const ROWS: usize>(request: &Skinny, start: usize) {
+    let columns = (request.columns - start).min(16);
+    let unit_bytes = size_of::<U::Source>() * U::DEPTH;
+    // SAFETY: promised by the caller; only existing columns and units are read and written.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); ROWS];
+        let mut a = request.a;
+        for unit in (0..request.depth).step_by(16) {
+            let units = (request.depth - unit).min(16);
+            let mut block = [_mm512_setzero_ps(); 16];
+            for i in 0..columns {
+                let column = request.b.offset((start + i) as isize * request.column_bytes);
+                let from = column.add(unit * unit_bytes);
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+                block[i] = U::load(from, units);
+            }
+            let block = transpose(block);
+            for d in 0..16 {
+                if d < units {
+                    for i in 0..ROWS {
+                        let value = _mm512_set1_ps(a.cast::<f32>().add(i).read_unaligned());
+                        sums[i] = U::multiply_add(value, block[d], sums[i]);
+                    }
+                    a = a.offset(request.a_step);
+                }
+            }
+        }
+        let mask = first(columns);
+        for i in 0..ROWS {
+            let to = request.c.offset(i as isize * request.c_stride).add(start);
+            if request.accumulate {
+                sums[i] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), sums[i]);
+            }
+            _mm512_mask_storeu_ps(to, mask, sums[i]);
+        }
+    }
+}
+
+/// All columns.
+///
+/// # Safety
+/// `request` describes valid memory; the processor has the instructions of `U`.
+#[inline(always)]
+unsafe fn skinny<U: Units, const ROWS: usize>(request: &Skinny) {
+    for start in (0..request.columns).step_by(16) {
+        // SAFETY: promised by the caller.
+        unsafe { sixteen::<U, ROWS>(request, start) };
+    }
+}
+
+macro_rules! skinny_table {
+    ($table:ident, $function:ident, $units:ty, $features:literal) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $function<const ROWS: usize>(request: &Skinny) {
+            // SAFETY: promised by the caller; the features are enabled here.
+            unsafe { skinny::<$units, ROWS>(request) }
+        }
+
+        /// Routines by number of rows minus one.
+        pub const $table: &[SkinnyFn] =
+            &[$function::<1>, $function::<2>, $function::<3>, $function::<4>];
+    };
+}
+
+skinny_table!(F32, skinny_f32, Same<f32>, "avx512f,avx512vl,avx2,fma");
+skinny_table!(WIDENED, skinny_widened, Widen, "avx512f,avx512vl,avx2,fma");
+skinny_table!(PAIRED, skinny_paired, Pair, "avx512f,avx512bf16,avx512vl,avx2,fma");
