@@ -76,7 +76,7 @@ impl Curve for Gelu {
 pub(crate) struct GeluTanh;
 
 /// 2 sqrt(2 / pi): (1 + tanh(u)) / 2 is the logistic function of 2u.
-const TANH_SCALE: f32 = 1.595_769_1;
+const TANH_SCALE: f32 = 1.595_769;
 const TANH_CUBIC: f32 = 0.044_715;
 
 impl Curve for GeluTanh {
