@@ -3,7 +3,11 @@
 //! Run with `cargo bench -p danaus-kernel --bench pointwise`; arguments select by substring.
 
 use danaus_kernel::ops::activation::{self, Activation};
+use danaus_kernel::ops::cross_entropy::{self, CrossEntropy};
+use danaus_kernel::ops::dropout::{self, Dropout};
+use danaus_kernel::ops::embedding;
 use danaus_kernel::ops::norm::{self, Kind, Norm};
+use danaus_kernel::ops::rotary;
 use danaus_kernel::ops::softmax::{self, Form};
 use half::bf16;
 use std::time::Instant;
@@ -90,4 +94,56 @@ fn main() {
     time("softmax f32 backward", 12 * N, || {
         softmax::cpu::backward(Form::Softmax, COLS, (&x, &dy), &mut y);
     });
+    time("dropout f32", 8 * N, || {
+        dropout::cpu::apply(&Dropout { p: 0.1, seed: 1, stream: 2 }, &x, &mut y);
+    });
+    losses(&x, &mut y);
+    tokens(&x, &mut y);
+}
+
+/// Cross-entropy of 512 tokens over 32768 classes.
+fn losses(x: &[f32], y: &mut [f32]) {
+    let vocab = 1 << 15;
+    let tokens = N / vocab;
+    let args = CrossEntropy { vocab, ignore_index: -100, label_smoothing: 0.0, z_loss: 0.0 };
+    let targets: Vec<i64> = (0..tokens as i64).collect();
+    let (mut loss, mut lse) = (vec![0f32; tokens], vec![0f32; tokens]);
+    time("cross_entropy f32", 4 * N, || {
+        cross_entropy::cpu::forward(&args, (x, &targets), (&mut loss, &mut lse));
+    });
+    let backward = cross_entropy::cpu::Backward {
+        args,
+        targets: &targets,
+        lse: &lse,
+        dloss: &loss,
+        dlse: None,
+    };
+    time("cross_entropy f32 backward", 8 * N, || {
+        cross_entropy::cpu::backward(&backward, x, y);
+    });
+}
+
+/// Rotary of 16384 tokens with 8 heads of 128, and rows of 512 for an embedding of 32768.
+fn tokens(x: &[f32], y: &mut [f32]) {
+    let (heads, head_dim) = (8, 128);
+    let tokens = N / (heads * head_dim);
+    let (cos, sin) = rotary::tables(tokens, head_dim, 10_000.0).expect("tables");
+    let positions: Vec<u32> = (0..tokens as u32).collect();
+    for interleaved in [false, true] {
+        let layout = rotary::Layout { heads, head_dim, rotary_dim: head_dim, interleaved };
+        let rotation = rotary::cpu::Rotation {
+            layout,
+            cos: cos.as_slice().expect("f32"),
+            sin: sin.as_slice().expect("f32"),
+            positions: &positions,
+            inverse: false,
+        };
+        let name = if interleaved { "rotary f32 interleaved" } else { "rotary f32" };
+        time(name, 8 * N, || rotary::cpu::rotate(&rotation, x, y));
+    }
+    let vocab = N / COLS;
+    let ids: Vec<u32> =
+        (0..vocab as u32).map(|i| i.wrapping_mul(2_654_435) % vocab as u32).collect();
+    time("embedding f32", 8 * N, || embedding::cpu::forward(COLS, x, &ids, y));
+    time("embedding f32 backward", 8 * N, || embedding::cpu::backward(COLS, &ids, x, None, y));
 }

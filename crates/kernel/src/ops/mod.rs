@@ -1,9 +1,23 @@
-//! One folder for each operator.
+//! One folder for each operator: contract, reference, kernels, tests.
 
 pub mod activation;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod linear;
 pub mod norm;
 pub mod rotary;
 pub mod softmax;
+
+/// The operators of every folder, for the registry.
+pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
+    activation::SPECS,
+    cross_entropy::SPECS,
+    cross_entropy::linear::SPECS,
+    dropout::SPECS,
+    embedding::SPECS,
+    linear::SPECS,
+    norm::SPECS,
+    rotary::SPECS,
+    softmax::SPECS,
+];

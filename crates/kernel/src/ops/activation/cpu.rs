@@ -76,7 +76,7 @@ impl Curve for Gelu {
 pub(crate) struct GeluTanh;
 
 /// 2 sqrt(2 / pi): (1 + tanh(u)) / 2 is the logistic function of 2u.
-const TANH_SCALE: f32 = 1.595_769_1;
+const TANH_SCALE: f32 = 1.595_769;
 const TANH_CUBIC: f32 = 0.044_715;
 
 impl Curve for GeluTanh {
@@ -189,25 +189,26 @@ impl<C: Curve> Pointwise<3, 2> for GatedBackward<C> {
 macro_rules! with_curve {
     ($activation:expr, $curve:ident => $body:expr) => {
         match $activation {
-            Activation::Gelu => {
-                let $curve = Gelu;
+            $crate::ops::activation::Activation::Gelu => {
+                let $curve = $crate::ops::activation::cpu::Gelu;
                 $body
             }
-            Activation::GeluTanh => {
-                let $curve = GeluTanh;
+            $crate::ops::activation::Activation::GeluTanh => {
+                let $curve = $crate::ops::activation::cpu::GeluTanh;
                 $body
             }
-            Activation::Silu => {
-                let $curve = Silu;
+            $crate::ops::activation::Activation::Silu => {
+                let $curve = $crate::ops::activation::cpu::Silu;
                 $body
             }
-            Activation::Relu => {
-                let $curve = Relu;
+            $crate::ops::activation::Activation::Relu => {
+                let $curve = $crate::ops::activation::cpu::Relu;
                 $body
             }
         }
     };
 }
+pub(crate) use with_curve;
 
 /// `y = f(x)`; both slices have one length.
 pub fn forward<T: Real>(activation: Activation, x: &[T], y: &mut [T]) {

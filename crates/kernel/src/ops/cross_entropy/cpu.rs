@@ -106,11 +106,9 @@ struct Factors {
 
 /// Inputs of the backward pass.
 #[derive(Clone, Copy)]
-pub struct Backward<'a, T> {
+pub struct Backward<'a> {
     /// The loss.
     pub args: CrossEntropy,
-    /// `[tokens, vocab]`.
-    pub logits: &'a [T],
     /// One class or `ignore_index` a token.
     pub targets: &'a [i64],
     /// As the forward pass gave it.
@@ -121,7 +119,7 @@ pub struct Backward<'a, T> {
     pub dlse: Option<&'a [f32]>,
 }
 
-impl<T> Backward<'_, T> {
+impl Backward<'_> {
     #[inline(always)]
     fn factors(&self, token: usize) -> Factors {
         let args = &self.args;
@@ -141,8 +139,10 @@ impl<T> Backward<'_, T> {
 }
 
 struct Rows<'a, T> {
-    args: &'a Backward<'a, T>,
+    args: &'a Backward<'a>,
     tokens: Range<usize>,
+    /// Only read; may be the same memory as `dlogits`.
+    logits: SharedMut<T>,
     dlogits: SharedMut<T>,
 }
 
@@ -150,39 +150,55 @@ impl<T: Lane> Kernel for Rows<'_, T> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let vocab = self.args.args.vocab;
+        let CrossEntropy { vocab, ignore_index, .. } = self.args.args;
         for token in self.tokens {
-            let row = &self.args.logits[token * vocab..(token + 1) * vocab];
-            // SAFETY: `backward` checked the length, and a token belongs to one task.
-            let out = unsafe { self.dlogits.slice(token * vocab, vocab) };
             let factors = self.args.factors(token);
-            if factors.slope == 0.0 && factors.picked == 0.0 {
-                out.fill(T::default());
-                continue;
-            }
-            let (lse, slope) = (s.splat(factors.lse), s.splat(factors.slope));
-            let share = s.splat(factors.share);
             let target = self.args.targets[token];
-            // The target's logit is read before the row is written: both may be one buffer.
-            let picked = usize::try_from(target).ok().and_then(|at| row.get(at)).map(|z| z.widen());
-            let mut start = 0;
-            while start < vocab {
-                let count = (vocab - start).min(S::LANES);
-                // SAFETY: `count` entries from `start` lie in both rows.
-                unsafe {
-                    let z = load(s, row.as_ptr().add(start), count);
-                    let p = exp_keep_nan(s, s.sub(z, lse));
-                    let dz = s.sub(s.mul(slope, p), share);
-                    store(s, out.as_mut_ptr().add(start), dz, count);
+            // SAFETY: `start` checked lengths and targets; a token belongs to one task. A vector is
+            // read before it is written, so both matrices may be one.
+            unsafe {
+                let row = self.logits.ptr().add(token * vocab).cast_const();
+                let out = self.dlogits.ptr().add(token * vocab);
+                if factors.slope == 0.0 && factors.picked == 0.0 {
+                    (0..vocab).for_each(|at| *out.add(at) = T::default());
+                    continue;
                 }
-                start += count;
-            }
-            if let (Some(z), true) = (picked, target != self.args.args.ignore_index) {
-                let p = math::exp_scalar(z - factors.lse);
-                let dz = factors.slope * p - factors.share - factors.picked;
-                out[target as usize] = T::round(dz);
+                let counted = target != ignore_index;
+                let picked = if counted { (*row.add(target as usize)).widen() } else { 0.0 };
+                write_row(s, (row, out), vocab, factors);
+                if counted {
+                    let p = math::exp_scalar(picked - factors.lse);
+                    let dz = factors.slope * p - factors.share - factors.picked;
+                    *out.add(target as usize) = T::round(dz);
+                }
             }
         }
+    }
+}
+
+/// Writes `slope e^(z - lse) - share` for a row.
+///
+/// # Safety
+/// `vocab` elements are readable at the first and writable at the second pointer.
+#[inline(always)]
+unsafe fn write_row<S: Simd, T: Lane>(
+    s: S,
+    (row, out): (*const T, *mut T),
+    vocab: usize,
+    factors: Factors,
+) {
+    let (lse, slope) = (s.splat(factors.lse), s.splat(factors.slope));
+    let share = s.splat(factors.share);
+    let mut start = 0;
+    while start < vocab {
+        let count = (vocab - start).min(S::LANES);
+        // SAFETY: promised by the caller.
+        unsafe {
+            let z = load(s, row.add(start), count);
+            let p = exp_keep_nan(s, s.sub(z, lse));
+            store(s, out.add(start), s.sub(s.mul(slope, p), share), count);
+        }
+        start += count;
     }
 }
 
@@ -224,15 +240,29 @@ pub fn forward<T: Lane>(
 ///
 /// # Panics
 /// If lengths do not fit or a target is no class.
-pub fn backward<T: Lane>(args: &Backward<'_, T>, dlogits: &mut [T]) {
-    check(&args.args, args.logits.len(), args.targets);
+pub fn backward<T: Lane>(args: &Backward<'_>, logits: &[T], dlogits: &mut [T]) {
+    assert_eq!(dlogits.len(), logits.len(), "one entry a logit");
+    let source = SharedMut::from_ptr(logits.as_ptr().cast_mut());
+    start(args, logits.len(), source, SharedMut::new(dlogits));
+}
+
+/// Replaces logits by their gradient.
+///
+/// # Panics
+/// As [`backward`].
+pub fn backward_in_place<T: Lane>(args: &Backward<'_>, logits: &mut [T]) {
+    let len = logits.len();
+    let shared = SharedMut::new(logits);
+    start(args, len, shared, shared);
+}
+
+fn start<T: Lane>(args: &Backward<'_>, len: usize, logits: SharedMut<T>, dlogits: SharedMut<T>) {
+    check(&args.args, len, args.targets);
     let tokens = args.targets.len();
-    assert_eq!(dlogits.len(), args.logits.len(), "one entry a logit");
     assert!(args.lse.len() == tokens && args.dloss.len() == tokens, "one value a token");
     assert!(args.dlse.is_none_or(|dlse| dlse.len() == tokens), "one value a token");
-    let dlogits = SharedMut::new(dlogits);
     let (tasks, per_task) = split_rows(tokens, args.args.vocab);
     threads::for_each(tasks, |task| {
-        dispatch(Rows { args, tokens: rows_of(task, per_task, tokens), dlogits });
+        dispatch(Rows { args, tokens: rows_of(task, per_task, tokens), logits, dlogits });
     });
 }

@@ -14,6 +14,7 @@
 //! plus infinity among the logits makes the loss NaN; minus infinity is a masked class.
 
 pub mod cpu;
+pub mod linear;
 pub mod reference;
 
 #[cfg(test)]
@@ -217,13 +218,12 @@ impl Op for Loss {
         match_float!(self.name(), logits.dtype(), T => {
             let backward = cpu::Backward {
                 args,
-                logits: logits.as_slice::<T>()?,
                 targets: &targets,
                 lse: lse.as_slice()?,
                 dloss: dloss.as_slice()?,
                 dlse: Some(dlse.as_slice()?),
             };
-            cpu::backward(&backward, dlogits.as_slice_mut()?);
+            cpu::backward::<T>(&backward, logits.as_slice()?, dlogits.as_slice_mut()?);
         }, f64 => {
             let inputs = (logits.as_slice::<f64>()?, &targets[..], lse.as_slice()?);
             let cotangents = (dloss.as_slice()?, dlse.as_slice()?);

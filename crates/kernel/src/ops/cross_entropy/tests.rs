@@ -74,13 +74,12 @@ fn compare<T: Lane>(tokens: usize, vocab: usize, tolerance: f64) {
                 cpu::forward(&args, (&logits, &targets), (&mut loss32, &mut lse32));
                 let backward = Backward {
                     args,
-                    logits: &logits,
                     targets: &targets,
                     lse: &lse32,
                     dloss: &dloss32,
                     dlse: Some(&dlse32),
                 };
-                cpu::backward(&backward, &mut grad32);
+                cpu::backward(&backward, &logits, &mut grad32);
             });
             if ran.is_none() {
                 continue;
@@ -113,8 +112,11 @@ fn run_one(args: &CrossEntropy, logits: &[f32], target: i64) -> (f32, f32, Vec<f
     cpu::forward(args, (logits, &targets), (&mut loss, &mut lse));
     let mut grad = vec![9f32; logits.len()];
     let backward =
-        Backward { args: *args, logits, targets: &targets, lse: &lse, dloss: &[1.0], dlse: None };
-    cpu::backward(&backward, &mut grad);
+        Backward { args: *args, targets: &targets, lse: &lse, dloss: &[1.0], dlse: None };
+    cpu::backward(&backward, logits, &mut grad);
+    let mut replaced = logits.to_vec();
+    cpu::backward_in_place(&backward, &mut replaced);
+    assert!(grad.iter().zip(&replaced).all(|(a, b)| a.to_bits() == b.to_bits()));
     (loss[0], lse[0], grad)
 }
 
@@ -220,5 +222,46 @@ fn bad_arguments_are_named() -> Result<()> {
     assert!(
         message([0, 1], smooth)?.contains("label_smoothing is 1, valid is 0 or more and below")
     );
+    Ok(())
+}
+
+/// The fused form against the product and the loss one after the other, values and gradients.
+#[test]
+fn fused_with_the_product() -> Result<()> {
+    let (tokens, dim, vocab) = (300, 24, 41);
+    let targets: Vec<i64> = super::tests::targets(tokens, vocab);
+    let targets = Tensor::from_vec(targets, [tokens], &Device::Cpu)?;
+    let options = Options { label_smoothing: 0.1, z_loss: 1e-3, ..Options::default() };
+    let (x64, w64) = (randn(1, &[tokens, dim], DType::F64), randn(2, &[vocab, dim], DType::F64));
+    for dtype in [DType::F64, DType::F32, DType::BF16] {
+        let (x, w) = (x64.to_dtype(dtype)?.tracked(), w64.to_dtype(dtype)?.tracked());
+        let wide = |t: &Tensor| t.detach().to_dtype(DType::F64);
+        let (xw, ww) = (wide(&x)?.tracked(), wide(&w)?.tracked());
+        let logits = crate::ops::linear::linear(&xw, &ww, Default::default())?;
+        let (exact, _) = cross_entropy(&logits, &targets, options)?;
+        let loss = linear::linear_cross_entropy(&x, &w, &targets, options)?;
+        // f32 sums of 24 products and 41 exponentials; bf16 inputs are exact, the gradient is
+        // rounded to 8 bits of its largest entries.
+        let bound = if dtype == DType::F64 { 1e-12 } else { 1e-5 };
+        assert!((loss.to_scalar()? - exact.to_scalar()?).abs() < bound, "{dtype}");
+        let (found, expected) =
+            (loss.affine(3.0, 0.0)?.backward()?, exact.affine(3.0, 0.0)?.backward()?);
+        for (leaf, exact) in [(&x, &xw), (&w, &ww)] {
+            let (found, expected) = (found.get(leaf).unwrap(), expected.get(exact).unwrap());
+            let error = danaus_testkit::max_relative_error(found, expected);
+            let bound = match dtype {
+                DType::F64 => 1e-12,
+                DType::F32 => 1e-5,
+                _ => 1.0 / 128.0,
+            };
+            assert!(error < bound, "{dtype}: {error:e}");
+        }
+        let silent =
+            danaus_tensor::no_grad(|| linear::linear_cross_entropy(&x, &w, &targets, options))?;
+        assert_eq!(silent.to_scalar()?, loss.to_scalar()?);
+    }
+    let none = Options { reduction: Reduction::None, ..options };
+    let refused = linear::linear_cross_entropy(&x64, &w64, &targets, none);
+    assert!(refused.map(|_| ()).unwrap_err().to_string().contains("use linear and cross_entropy"));
     Ok(())
 }

@@ -1,0 +1,153 @@
+//! Linear layer with bias, activation and residual in one product.
+//!
+//! `y = f(x W^T + b) + residual`, with `x` `[.., in]`, `weight` W `[out, in]` (the layout of
+//! checkpoints), `bias` b `[out]`, `residual` `[.., out]`; b, f and residual are optional. Bias,
+//! activation and residual are applied to the sums while they are in registers (the epilogue of
+//! `danaus_tensor::gemm`), so y is written once and never read.
+//!
+//! Backward with dp = f'(p) dy, where p is the value before f: `dx = dp W`, `dW = dp^T x`,
+//! `db = sum of the rows of dp`, `dresidual = dy`. dp and db are made in one pass. p is kept only when
+//! a gradient is wanted and f needs it; without f, nothing but x and W is.
+
+mod cpu;
+pub mod reference;
+
+#[cfg(test)]
+mod tests;
+
+use crate::hook::{self, check_dtype, check_float, check_shape, dense, dense_as, listed, required};
+use crate::ops::activation::Activation;
+use danaus_tensor::registry::{Arg, Attr, Kind, OpSpec};
+use danaus_tensor::{
+    Backward, DType, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, is_recording,
+};
+use half::bf16;
+
+/// What follows the product.
+#[derive(Clone, Copy, Default)]
+pub struct Extras<'a> {
+    /// Added to every row before the activation; any float dtype.
+    pub bias: Option<&'a Tensor>,
+    /// Applied to every element.
+    pub activation: Option<Activation>,
+    /// Added last; shape and dtype of the result.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// `f(x W^T + b) + residual`.
+///
+/// # Errors
+/// When shapes do not fit, or `weight` and `residual` do not have the dtype of `x` (f64, f32, bf16).
+pub fn linear(x: &Tensor, weight: &Tensor, extras: Extras) -> Result<Tensor> {
+    let Extras { bias, activation, residual } = extras;
+    let inputs = [Some(x), Some(weight), bias, residual];
+    let tracked = inputs.iter().flatten().any(|input| input.is_tracked());
+    let keep = activation.is_some() && tracked && is_recording();
+    hook::first(apply(Linear { activation, keep }, &inputs)?)
+}
+
+/// Inputs: x, weight, bias, residual. Outputs: y, and the value before the activation if kept.
+struct Linear {
+    activation: Option<Activation>,
+    keep: bool,
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
+        let op = self.name();
+        let (x, weight) = (required(op, inputs, 0, "x")?, required(op, inputs, 1, "weight")?);
+        check_float(op, "x", x)?;
+        check_dtype(op, ("weight", weight), ("x", x))?;
+        let features = hook::last_dim(op, "x", x)?;
+        if weight.rank() != 2 || weight.dims()[1] != features {
+            let expected = format!("[out, {features}]");
+            return Err(Error::shape(op, "weight", weight.shape(), expected));
+        }
+        if let Some(bias) = hook::given(inputs, 2) {
+            check_float(op, "bias", bias)?;
+            check_shape(op, "bias", bias, &weight.dims()[..1])?;
+        }
+        let mut dims = x.dims().to_vec();
+        dims[x.rank() - 1] = weight.dims()[0];
+        if let Some(residual) = hook::given(inputs, 3) {
+            check_dtype(op, ("residual", residual), ("x", x))?;
+            check_shape(op, "residual", residual, &dims)?;
+        }
+        Ok(vec![Meta::new(dims, x.dtype()); if self.keep { 2 } else { 1 }])
+    }
+
+    fn saves(&self) -> Saves {
+        let inputs = Saves::inputs(&[0, 1, 2]);
+        if self.keep { inputs.and_outputs(&[1]) } else { inputs }
+    }
+
+    fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = dense(required(self.name(), inputs, 0, "x")?)?;
+        let weight = dense(required(self.name(), inputs, 1, "weight")?)?;
+        let bias = hook::optional_as(hook::given(inputs, 2), x.dtype().accumulator())?;
+        let residual = hook::given(inputs, 3).map(dense).transpose()?;
+        let (y, before) = outputs.split_at_mut(1);
+        let product = cpu::Product {
+            x: &x,
+            weight: &weight,
+            bias: bias.as_ref(),
+            activation: self.activation,
+            residual: residual.as_ref(),
+        };
+        let (y, before) = (&mut y[0], before.first_mut());
+        match x.dtype() {
+            DType::F64 => product.run::<f64>(y, before),
+            DType::F32 => product.run::<f32>(y, before),
+            _ => product.run::<bf16>(y, before),
+        }
+    }
+
+    fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
+        let (x, weight) = (dense(ctx.input(0)?)?, dense(ctx.input(1)?)?);
+        let Some(dy) = &ctx.grads[0] else { return Ok(vec![None; 4]) };
+        let dy = dense(dy)?;
+        let curve = match self.activation {
+            Some(activation) => Some((activation, dense(ctx.output(1)?)?)),
+            None => None,
+        };
+        let want_bias = ctx.needs[2];
+        let (dp, dbias) = cpu::before_activation(&dy, curve, want_bias)?;
+        let dx = ctx.needs[0].then(|| cpu::dx(&dp, &weight, &x)).transpose()?;
+        let dweight = ctx.needs[1].then(|| cpu::dweight(&dp, &weight, &x)).transpose()?;
+        let dbias = match (&ctx.inputs[2], dbias) {
+            (Some(bias), Some(sums)) => Some(dense_as(&sums, bias.dtype())?),
+            _ => None,
+        };
+        Ok(vec![dx, dweight, dbias, ctx.needs[3].then_some(dy)])
+    }
+}
+
+/// The operator of this folder for the operator runner.
+pub const SPECS: &[OpSpec] = &[OpSpec {
+    name: "linear",
+    summary: "f(x weight^T + bias) + residual",
+    inputs: &[
+        Arg::float("x", "... in"),
+        Arg::float("weight", "out in"),
+        Arg::float("bias", "out").optional(),
+        Arg::float("residual", "... out").optional(),
+    ],
+    attributes: &[Attr::new("activation", Kind::Text, "none", "none, gelu, gelu_tanh, silu, relu")],
+    outputs: &["y"],
+    call: |args| {
+        let activation = match args.text("activation") {
+            None | Some("none") => None,
+            Some(name) => Some(Activation::from_name(name).ok_or_else(|| {
+                let valid = "none, gelu, gelu_tanh, silu or relu";
+                Error::argument("linear", "activation", name, valid)
+            })?),
+        };
+        let (bias, residual) = (args.optional("bias"), args.optional("residual"));
+        let extras = Extras { bias, activation, residual };
+        listed(linear(args.input("x")?, args.input("weight")?, extras)?)
+    },
+}];
