@@ -1,0 +1,4 @@
+//! Fused operators: one folder per operation under [`ops`], with its contract, its plain reference
+//! and its kernels side by side.
+
+pub mod ops;

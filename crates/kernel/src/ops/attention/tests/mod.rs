@@ -1,0 +1,4 @@
+//! Kernels against the f64 reference.
+
+mod forward;
+mod support;

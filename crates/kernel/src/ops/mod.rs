@@ -1,0 +1,3 @@
+//! The list of operators. Each folder holds one: contract, reference, kernels, tests.
+
+pub mod attention;
