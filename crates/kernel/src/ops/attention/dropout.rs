@@ -14,12 +14,8 @@ pub fn philox4x32_7(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let low = u64::from(c0) * 0xD251_1F53;
         let high = u64::from(c2) * 0xCD9E_8D57;
-        (c0, c1, c2, c3) = (
-            (high >> 32) as u32 ^ c1 ^ k0,
-            high as u32,
-            (low >> 32) as u32 ^ c3 ^ k1,
-            low as u32,
-        );
+        (c0, c1, c2, c3) =
+            ((high >> 32) as u32 ^ c1 ^ k0, high as u32, (low >> 32) as u32 ^ c3 ^ k1, low as u32);
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
     }
@@ -67,7 +63,13 @@ impl Dropout<'_> {
 
     /// Writes the factor (0 or the inverse keep ratio) of keys `first..first + out.len()`, `stride`
     /// elements apart in `out`.
-    pub fn factors(&self, row: RowIndex, first: usize, mut write: impl FnMut(usize, f64), n: usize) {
+    pub fn factors(
+        &self,
+        row: RowIndex,
+        first: usize,
+        mut write: impl FnMut(usize, f64),
+        n: usize,
+    ) {
         match *self {
             Dropout::Explicit { keep, lens, scale } => {
                 let start = (row.batch_head * lens[0] + row.query) * lens[1] + first;

@@ -9,7 +9,7 @@
 use super::dropout::RowIndex;
 use super::mask::{Coverage, PANEL, PanelRows, TileMask};
 use super::microkernel::Product;
-use super::pack::{Element, Words};
+use super::pack::{Element, Words, prefetch};
 use super::problem::{Inputs, Problem};
 use super::softmax::{Finish, State, Update};
 use super::tile_range::{Band, tiles};
@@ -20,8 +20,10 @@ use std::ops::Range;
 
 /// Keys of a tile.
 pub const KEY_TILE: usize = 64;
-/// Panels that share a packed tile.
-const PANELS: usize = 2;
+/// Most panels that share a packed tile.
+const PANELS: usize = 8;
+/// Tasks wanted at least, to balance a few cores.
+const TASKS: usize = 64;
 
 /// Where the results go.
 #[derive(Clone, Copy)]
@@ -34,14 +36,17 @@ pub struct Outputs<T> {
     pub lse: SharedMut<f32>,
 }
 
-/// Shape to task list: (sequence, key head, first packed row), longest first under causal masks.
-fn tasks(problem: &Problem) -> Vec<(usize, usize, usize)> {
+/// Shape to task list: (sequence, key head, packed rows), longest first under causal masks.
+fn tasks(problem: &Problem) -> Vec<(usize, usize, Range<usize>)> {
     let mut list = Vec::new();
+    let rows: usize = problem.sequences.iter().map(|sequence| sequence.q_len).sum();
+    let panels = (rows * problem.heads / (TASKS * PANEL)).clamp(1, PANELS);
     for (index, sequence) in problem.sequences.iter().enumerate() {
         let rows = sequence.q_len * problem.group();
         for kv_head in 0..problem.kv_heads {
-            for first in (0..rows).step_by(PANELS * PANEL).rev() {
-                list.push((index, kv_head, first));
+            for first in (0..rows).step_by(panels * PANEL).rev() {
+                let end = rows.min(first + panels * PANEL);
+                list.push((index, kv_head, first..end));
             }
         }
     }
@@ -55,20 +60,18 @@ fn tasks(problem: &Problem) -> Vec<(usize, usize, usize)> {
 pub unsafe fn forward<T: Element>(problem: &Problem, inputs: Inputs<T>, outputs: Outputs<T>) {
     let list = tasks(problem);
     threads::for_each(list.len(), |index| {
-        let (batch, kv_head, first) = list[index];
+        let (batch, kv_head, task) = list[index].clone();
         let sequence = problem.sequences[batch];
         let group = problem.group();
-        let rows = sequence.q_len * group;
         let panel = |first: usize| PanelRows {
             batch,
             sequence,
             kv_head,
             group,
             first,
-            count: (rows - first).min(PANEL),
+            count: (task.end - first).min(PANEL),
         };
-        let firsts = (first..rows.min(first + PANELS * PANEL)).step_by(PANEL);
-        let panels: Vec<PanelRows> = firsts.map(panel).collect();
+        let panels: Vec<PanelRows> = task.clone().step_by(PANEL).map(panel).collect();
         // SAFETY: promised by the caller; tasks own disjoint rows.
         unsafe { Task::new(problem, inputs, &panels).run(outputs) };
     });
@@ -144,6 +147,7 @@ impl<'a, T: Element> Task<'a, T> {
                 unsafe {
                     if !packed {
                         self.pack(keys.clone());
+                        self.prefetch(keys.end..(keys.end + KEY_TILE).min(end));
                         packed = true;
                     }
                     self.step(index, keys.clone());
@@ -171,6 +175,24 @@ impl<'a, T: Element> Task<'a, T> {
         // SAFETY: as above.
         let v_rows = keys.map(|j| unsafe { v.slice(batch, sequence.k_start + j, head, value_dim) });
         self.words.paired(v_rows, &mut self.v, self.value_stride);
+    }
+
+    /// Asks for the next tile's rows while this one is computed: rows lie far apart (all heads are
+    /// between two of them), which hardware prefetchers do not follow.
+    ///
+    /// # Safety
+    /// The keys exist.
+    unsafe fn prefetch(&self, keys: Range<usize>) {
+        let rows = &self.panels[0].rows;
+        let (sequence, head) = (rows.sequence, rows.kv_head);
+        for row in keys.map(|j| sequence.k_start + j) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let (k, v) = (self.inputs.k, self.inputs.v);
+                prefetch(k.slice(sequence.kv_batch, row, head, self.problem.head_dim));
+                prefetch(v.slice(sequence.kv_batch, row, head, self.problem.value_dim));
+            }
+        }
     }
 
     /// One panel against the packed tile.
@@ -244,12 +266,13 @@ impl Panel {
         let band = Band::new(problem.window, sequence.q_len, sequence.k_len);
         let width = problem.head_dim;
         let mut q = Scratch::new(words.count(width) * PANEL);
-        let q_rows = (0..rows.count).map(|lane| {
+        let q_row = |lane: usize| {
             let row = sequence.q_start + rows.query(lane);
             // SAFETY: promised by the caller.
             unsafe { inputs.q.slice(sequence.q_batch, row, rows.head(lane), width) }
-        });
-        words.transposed(q_rows, width, &mut q);
+        };
+        (0..rows.count).for_each(|lane| prefetch(q_row(lane)));
+        words.transposed((0..rows.count).map(q_row), width, &mut q);
         Self {
             rows,
             visible: band.visible_keys(rows.queries()),
@@ -275,8 +298,8 @@ impl Panel {
             let (normaliser, lse) = normalise(maximum, self.state.sum[lane], sink);
             let sequence = &rows.sequence;
             let row = sequence.q_start + rows.query(lane);
-            let start = sequence.q_batch * outputs.out_batch_stride
-                + (row * problem.heads + head) * width;
+            let start =
+                sequence.q_batch * outputs.out_batch_stride + (row * problem.heads + head) * width;
             let lse_at = sequence.lse_start + head * problem.lse_head_stride + rows.query(lane);
             // SAFETY: promised by the caller.
             let (out, lse_out) =
@@ -303,12 +326,7 @@ fn normalise(maximum: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
 }
 
 /// Fills the dropout factors (key, lane) of one tile.
-pub fn drop_factors(
-    problem: &Problem,
-    rows: &PanelRows,
-    keys: Range<usize>,
-    factors: &mut [f32],
-) {
+pub fn drop_factors(problem: &Problem, rows: &PanelRows, keys: Range<usize>, factors: &mut [f32]) {
     let Some(dropout) = problem.dropout else { return };
     for lane in 0..rows.count {
         let batch_head = rows.batch * problem.heads + rows.head(lane);

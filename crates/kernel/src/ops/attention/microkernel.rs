@@ -152,6 +152,20 @@ unsafe fn rows<S: Simd, D: Dot, const N: usize>(s: S, p: &Product, column: usize
     }
 }
 
+/// Repeats a block with `index` 0, 1, ... below `count` (at most 6). The indices are constants at once,
+/// so the arrays they index become registers; a loop would be unrolled too late for that.
+macro_rules! each {
+    ($index:ident < $count:expr, $body:block) => {
+        each!(@ $index, $count, $body, 0 1 2 3 4 5)
+    };
+    (@ $index:ident, $count:expr, $body:block, $($value:literal)*) => {
+        $(if $value < $count {
+            let $index = $value;
+            $body
+        })*
+    };
+}
+
 /// `M` rows by `N` vectors of C, held in registers through the whole contraction.
 #[inline(always)]
 unsafe fn block<S: Simd, D: Dot, const M: usize, const N: usize>(
@@ -167,24 +181,21 @@ unsafe fn block<S: Simd, D: Dot, const M: usize, const N: usize>(
         let mut b = p.b.add(column);
         for _ in 0..p.k {
             let mut streamed = [s.zero(); N];
-            for n in 0..N {
-                streamed[n] = s.load(b.add(n * S::LANES));
-            }
-            for m in 0..M {
+            each!(n < N, { streamed[n] = s.load(b.add(n * S::LANES)) });
+            each!(m < M, {
                 let word = s.splat(*a.add(m * p.a_row));
-                for n in 0..N {
-                    sums[m][n] = D::dot(s, word, streamed[n], sums[m][n]);
-                }
-            }
+                each!(n < N, { sums[m][n] = D::dot(s, word, streamed[n], sums[m][n]) });
+            });
             a = a.add(p.a_step);
             b = b.add(p.b_stride);
         }
-        for m in 0..M {
-            for n in 0..N {
-                let c = p.c.add((row + m) * p.c_stride + column + n * S::LANES);
-                let sum = if p.accumulate { s.add(s.load(c), sums[m][n]) } else { sums[m][n] };
-                s.store(c, sum);
-            }
-        }
+        each!(m < M, {
+            let c = p.c.add((row + m) * p.c_stride + column);
+            each!(n < N, {
+                let at = c.add(n * S::LANES);
+                let sum = if p.accumulate { s.add(s.load(at), sums[m][n]) } else { sums[m][n] };
+                s.store(at, sum);
+            });
+        });
     }
 }

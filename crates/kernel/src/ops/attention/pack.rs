@@ -139,3 +139,16 @@ impl Words {
         }
     }
 }
+
+/// Hints that a row is read soon; does nothing where there is no such instruction.
+#[inline]
+pub fn prefetch<T>(row: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for offset in (0..size_of_val(row)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: the address lies in the row, and a prefetch cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(row.as_ptr().cast::<i8>().add(offset)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
+}

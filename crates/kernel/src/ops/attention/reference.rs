@@ -168,7 +168,8 @@ unsafe fn forward_row<T: Real>(
     let top = row.scores.iter().fold(sink, |top, &score| top.max(score));
     let mut total = T::zero();
     let mut sums = vec![T::zero(); width];
-    let weight = |score: T| if score == T::neg_infinity() { T::zero() } else { (score - top).exp() };
+    let weight =
+        |score: T| if score == T::neg_infinity() { T::zero() } else { (score - top).exp() };
     for (j, &score) in row.scores.iter().enumerate() {
         if score == T::neg_infinity() {
             continue;

@@ -154,38 +154,67 @@ impl Update<'_> {
     /// Probabilities of all keys for one vector of lanes, their sum, and their words.
     #[inline(always)]
     fn exponentials<S: Simd>(&mut self, s: S, lane: usize, shift: S::F, factor: S::F) {
-        let scores = self.scores[..self.keys * PANEL].as_mut_ptr();
-        let factors = self.factors.map(|f| f[..self.keys * PANEL].as_ptr());
+        let exponent = Exponent {
+            scores: self.scores[..self.keys * PANEL].as_mut_ptr(),
+            factors: self.factors.map(|f| f[..self.keys * PANEL].as_ptr()),
+            factor,
+            shift,
+        };
         // SAFETY: the slices hold (keys, PANEL) elements and the lanes end inside their row.
         unsafe {
             let mut sum = s.load(self.state.sum[lane..].as_ptr());
-            let mut one = |key: usize| {
-                let at = key * PANEL + lane;
-                let p = exp2_negative(s, s.fma(s.load(scores.add(at)), factor, shift));
-                sum = s.add(sum, p);
-                factors.map_or(p, |f| s.mul(p, s.load(f.add(at))))
-            };
             match self.words {
                 Words::F32 => {
                     for key in 0..self.keys {
-                        let p = one(key);
-                        s.store(scores.add(key * PANEL + lane), p);
+                        let at = key * PANEL + lane;
+                        let p = exponent.probability(s, at, &mut sum);
+                        s.store(exponent.scores.add(at), p);
                     }
                 }
                 Words::Bf16Pairs => {
                     let pairs = self.pairs[..self.keys.div_ceil(2) * PANEL].as_mut_ptr();
                     for pair in 0..self.keys / 2 {
-                        let (low, high) = (one(2 * pair), one(2 * pair + 1));
+                        let at = 2 * pair * PANEL + lane;
+                        let low = exponent.probability(s, at, &mut sum);
+                        let high = exponent.probability(s, at + PANEL, &mut sum);
                         s.store(pairs.add(pair * PANEL + lane), bf16_pair(s, low, high));
                     }
                     if self.keys % 2 == 1 {
-                        let low = one(self.keys - 1);
+                        let at = (self.keys - 1) * PANEL + lane;
+                        let low = exponent.probability(s, at, &mut sum);
                         let word = bf16_pair(s, low, s.zero());
                         s.store(pairs.add(self.keys / 2 * PANEL + lane), word);
                     }
                 }
             }
             s.store(self.state.sum[lane..].as_mut_ptr(), sum);
+        }
+    }
+}
+
+/// From scores to probabilities for one vector of lanes.
+struct Exponent<F> {
+    scores: *mut f32,
+    factors: Option<*const f32>,
+    factor: F,
+    shift: F,
+}
+
+impl<F: Copy> Exponent<F> {
+    /// The probability at one offset; adds it to `sum` before dropout.
+    ///
+    /// # Safety
+    /// A vector is readable there.
+    #[inline(always)]
+    unsafe fn probability<S: Simd<F = F>>(&self, s: S, at: usize, sum: &mut F) -> F {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let p = exp2_negative(s, s.fma(s.load(self.scores.add(at)), self.factor, self.shift));
+            *sum = s.add(*sum, p);
+            match self.factors {
+                None => p,
+                Some(factors) => s.mul(p, s.load(factors.add(at))),
+            }
         }
     }
 }

@@ -70,11 +70,11 @@ impl Band {
             return 0..0;
         }
         let shift = self.q_len - self.k_len;
-        let first =
-            self.window.right.map_or(0, |right| keys.start as i64 + shift - right as i64);
-        let end = self.window.left.map_or(i64::MAX / 2, |left| {
-            keys.end as i64 - 1 + shift + left as i64 + 1
-        });
+        let first = self.window.right.map_or(0, |right| keys.start as i64 + shift - right as i64);
+        let end = self
+            .window
+            .left
+            .map_or(i64::MAX / 2, |left| keys.end as i64 - 1 + shift + left as i64 + 1);
         Self::clip(first..end, self.q_len)
     }
 }

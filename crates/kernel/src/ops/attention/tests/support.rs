@@ -62,7 +62,13 @@ pub fn cast<T: Element>(values: &[f64]) -> Vec<T> {
     values.iter().map(|&x| T::round(x as f32)).collect()
 }
 
-pub fn inputs<'a, T>(problem: &Problem, rows: Rows, q: &'a [T], k: &'a [T], v: &'a [T]) -> Inputs<'a, T> {
+pub fn inputs<'a, T>(
+    problem: &Problem,
+    rows: Rows,
+    q: &'a [T],
+    k: &'a [T],
+    v: &'a [T],
+) -> Inputs<'a, T> {
     let (heads, kv_heads, width) = (problem.heads, problem.kv_heads, problem.head_dim);
     Inputs {
         q: Operand::contiguous(q, rows.q, heads, width),
@@ -106,7 +112,7 @@ pub fn run_reference(problem: &Problem, data: &Data) -> (Vec<f64>, Vec<f64>) {
 pub fn distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let pairs = a.iter().zip(b);
-    pairs.map(|(&a, &b)| if a == b { 0.0 } else { (a - b).abs() }).fold(0.0, |m: f64, d| {
-        if d.is_nan() { f64::INFINITY } else { m.max(d) }
-    })
+    pairs
+        .map(|(&a, &b)| if a == b { 0.0 } else { (a - b).abs() })
+        .fold(0.0, |m: f64, d| if d.is_nan() { f64::INFINITY } else { m.max(d) })
 }
