@@ -3,9 +3,9 @@
 //!
 //! Prints the median milliseconds and GFLOP/s of the forward pass (the causal count is halved).
 
-use danaus_kernel::ops::attention::forward::{Outputs, forward};
+use danaus_kernel::ops::attention::forward::forward;
 use danaus_kernel::ops::attention::pack::Element;
-use danaus_kernel::ops::attention::problem::{Inputs, Operand, Problem};
+use danaus_kernel::ops::attention::problem::{Inputs, Operand, Outputs, Problem};
 use danaus_runtime::threads::SharedMut;
 use half::bf16;
 use std::time::Instant;

@@ -10,12 +10,12 @@ use super::dropout::RowIndex;
 use super::mask::{Coverage, PANEL, PanelRows, TileMask};
 use super::microkernel::Product;
 use super::pack::{Element, Words, prefetch};
-use super::problem::{Inputs, Problem};
+use super::problem::{Inputs, Outputs, Problem};
 use super::softmax::{Finish, State, Update};
 use super::tile_range::{Band, tiles};
 use danaus_runtime::pool::Scratch;
 use danaus_runtime::simd::dispatch;
-use danaus_runtime::threads::{self, SharedMut};
+use danaus_runtime::threads;
 use std::ops::Range;
 
 /// Keys of a tile.
@@ -24,17 +24,6 @@ pub const KEY_TILE: usize = 64;
 const PANELS: usize = 8;
 /// Tasks wanted at least, to balance a few cores.
 const TASKS: usize = 64;
-
-/// Where the results go.
-#[derive(Clone, Copy)]
-pub struct Outputs<T> {
-    /// (batch, q_len, heads, value_dim), contiguous.
-    pub out: SharedMut<T>,
-    /// Elements between sequences on the batch axis of `out`.
-    pub out_batch_stride: usize,
-    /// Natural logarithm of the denominators, laid out as the problem says.
-    pub lse: SharedMut<f32>,
-}
 
 /// Shape to task list: (sequence, key head, packed rows), longest first under causal masks.
 fn tasks(problem: &Problem) -> Vec<(usize, usize, Range<usize>)> {
@@ -57,7 +46,7 @@ fn tasks(problem: &Problem) -> Vec<(usize, usize, Range<usize>)> {
 ///
 /// # Safety
 /// The operands and outputs cover every row that the problem's sequences name.
-pub unsafe fn forward<T: Element>(problem: &Problem, inputs: Inputs<T>, outputs: Outputs<T>) {
+pub unsafe fn forward<T: Element>(problem: &Problem, inputs: Inputs<T>, outputs: Outputs<T, f32>) {
     let list = tasks(problem);
     threads::for_each(list.len(), |index| {
         let (batch, kv_head, task) = list[index].clone();
@@ -129,7 +118,7 @@ impl<'a, T: Element> Task<'a, T> {
 
     /// # Safety
     /// As [`forward`].
-    unsafe fn run(mut self, outputs: Outputs<T>) {
+    unsafe fn run(mut self, outputs: Outputs<T, f32>) {
         let start = self.panels.iter().map(|p| p.visible.start).min().unwrap_or(0);
         let end = self.panels.iter().map(|p| p.visible.end).max().unwrap_or(0);
         for keys in tiles(start..end.max(start), KEY_TILE) {
@@ -287,7 +276,12 @@ impl Panel {
     ///
     /// # Safety
     /// The rows exist in the outputs and belong to this task.
-    unsafe fn finish<T: Element>(&self, problem: &Problem, stride: usize, outputs: Outputs<T>) {
+    unsafe fn finish<T: Element>(
+        &self,
+        problem: &Problem,
+        stride: usize,
+        outputs: Outputs<T, f32>,
+    ) {
         let rows = &self.rows;
         let width = problem.value_dim;
         for lane in 0..rows.count {

@@ -8,6 +8,7 @@
 use super::dropout::Dropout;
 use super::mask::BlockMask;
 use super::tile_range::Window;
+use danaus_runtime::threads::SharedMut;
 use std::marker::PhantomData;
 
 /// A read-only operand (batch, row, head, feature) whose features are contiguous.
@@ -220,3 +221,46 @@ impl<T> Clone for Inputs<'_, T> {
     }
 }
 impl<T> Copy for Inputs<'_, T> {}
+
+/// Results of the forward pass; `A` is the type that sums have (f32 for narrower elements).
+#[derive(Clone, Copy)]
+pub struct Outputs<T, A> {
+    /// (batch, q_len, heads, value_dim), contiguous.
+    pub out: SharedMut<T>,
+    /// Elements between sequences on the batch axis of `out`.
+    pub out_batch_stride: usize,
+    /// Natural logarithm of the denominators, laid out as the problem says.
+    pub lse: SharedMut<A>,
+}
+
+/// What the backward pass is given besides the inputs.
+#[derive(Clone, Copy)]
+pub struct Cotangents<'a, T, A> {
+    /// Result of the forward pass (batch, q_len, heads, value_dim).
+    pub out: Operand<'a, T>,
+    /// Cotangent of `out`, of the same shape.
+    pub grad_out: Operand<'a, T>,
+    /// Log-sum-exp of the forward pass.
+    pub lse: &'a [A],
+    /// Cotangent of the log-sum-exp.
+    pub grad_lse: Option<&'a [A]>,
+}
+
+/// Gradients, contiguous with the shapes of their inputs; all zero at the start.
+#[derive(Clone, Copy)]
+pub struct Gradients<T, A> {
+    /// Of q.
+    pub q: SharedMut<T>,
+    /// Elements between sequences of `q`.
+    pub q_batch_stride: usize,
+    /// Of k.
+    pub k: SharedMut<T>,
+    /// Elements between sequences of `k`.
+    pub k_batch_stride: usize,
+    /// Of v.
+    pub v: SharedMut<T>,
+    /// Elements between sequences of `v`.
+    pub v_batch_stride: usize,
+    /// Of the sinks, (sequence, head): one summand per sequence.
+    pub sinks: Option<SharedMut<A>>,
+}

@@ -4,9 +4,9 @@
 //! one row of scores exists at a time.
 
 use super::dropout::RowIndex;
-use super::problem::{Inputs, Operand, Problem};
+use super::problem::{Cotangents, Gradients, Inputs, Outputs, Problem};
 use super::tile_range::Band;
-use danaus_runtime::threads::{self, SharedMut};
+use danaus_runtime::threads;
 use num_traits::Float;
 
 /// Number types of the reference.
@@ -23,49 +23,6 @@ impl Real for f64 {
     fn real(value: f64) -> f64 {
         value
     }
-}
-
-/// Results of the forward pass, as in [`super::forward::Outputs`].
-#[derive(Clone, Copy)]
-pub struct Outputs<T> {
-    /// (batch, q_len, heads, value_dim), contiguous.
-    pub out: SharedMut<T>,
-    /// Elements between sequences of `out`.
-    pub out_batch_stride: usize,
-    /// Natural logarithm of the denominators.
-    pub lse: SharedMut<T>,
-}
-
-/// What the backward pass is given besides the inputs.
-#[derive(Clone, Copy)]
-pub struct Cotangents<'a, T> {
-    /// Result of the forward pass (batch, q_len, heads, value_dim).
-    pub out: Operand<'a, T>,
-    /// Cotangent of `out`, of the same shape.
-    pub grad_out: Operand<'a, T>,
-    /// Log-sum-exp of the forward pass.
-    pub lse: &'a [T],
-    /// Cotangent of the log-sum-exp.
-    pub grad_lse: Option<&'a [T]>,
-}
-
-/// Gradients, contiguous with the shapes of their inputs.
-#[derive(Clone, Copy)]
-pub struct Gradients<T> {
-    /// Of q.
-    pub q: SharedMut<T>,
-    /// Elements between sequences of `q`.
-    pub q_batch_stride: usize,
-    /// Of k.
-    pub k: SharedMut<T>,
-    /// Elements between sequences of `k`.
-    pub k_batch_stride: usize,
-    /// Of v.
-    pub v: SharedMut<T>,
-    /// Elements between sequences of `v`.
-    pub v_batch_stride: usize,
-    /// Of the sinks, (batch, heads): one summand per sequence.
-    pub sinks: Option<SharedMut<T>>,
 }
 
 /// A row of the score matrix.
@@ -141,7 +98,7 @@ unsafe fn score_row<T: Real>(
 ///
 /// # Safety
 /// The operands and outputs cover every row that the problem's sequences name.
-pub unsafe fn forward<T: Real>(problem: &Problem, inputs: Inputs<T>, outputs: Outputs<T>) {
+pub unsafe fn forward<T: Real>(problem: &Problem, inputs: Inputs<T>, outputs: Outputs<T, T>) {
     threads::for_each(problem.sequences.len() * problem.heads, |task| {
         let (batch, head) = (task / problem.heads, task % problem.heads);
         let sequence = problem.sequences[batch];
@@ -158,7 +115,7 @@ pub unsafe fn forward<T: Real>(problem: &Problem, inputs: Inputs<T>, outputs: Ou
 unsafe fn forward_row<T: Real>(
     problem: &Problem,
     inputs: &Inputs<T>,
-    outputs: &Outputs<T>,
+    outputs: &Outputs<T, T>,
     row: &Row<T>,
     [batch, head, query]: [usize; 3],
 ) {
@@ -202,8 +159,8 @@ unsafe fn forward_row<T: Real>(
 pub unsafe fn backward<T: Real>(
     problem: &Problem,
     inputs: Inputs<T>,
-    cotangents: Cotangents<T>,
-    gradients: Gradients<T>,
+    cotangents: Cotangents<T, T>,
+    gradients: Gradients<T, T>,
 ) {
     let group = problem.group();
     threads::for_each(problem.sequences.len() * problem.kv_heads, |task| {
@@ -225,8 +182,8 @@ pub unsafe fn backward<T: Real>(
 unsafe fn backward_row<T: Real>(
     problem: &Problem,
     inputs: &Inputs<T>,
-    cotangents: &Cotangents<T>,
-    gradients: &Gradients<T>,
+    cotangents: &Cotangents<T, T>,
+    gradients: &Gradients<T, T>,
     row: &Row<T>,
     [batch, head, query]: [usize; 3],
 ) {
