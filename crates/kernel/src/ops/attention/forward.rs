@@ -14,7 +14,7 @@ use super::problem::{Inputs, Outputs, Problem};
 use super::softmax::{Finish, State, Update};
 use super::tile_range::{Band, tiles};
 use danaus_runtime::pool::Scratch;
-use danaus_runtime::simd::dispatch;
+use danaus_runtime::simd::{Lane, dispatch};
 use danaus_runtime::threads;
 use std::ops::Range;
 
@@ -46,7 +46,11 @@ fn tasks(problem: &Problem) -> Vec<(usize, usize, Range<usize>)> {
 ///
 /// # Safety
 /// The operands and outputs cover every row that the problem's sequences name.
-pub unsafe fn forward<T: Element>(problem: &Problem, inputs: Inputs<T>, outputs: Outputs<T, f32>) {
+pub unsafe fn forward<T: Element, O: Lane>(
+    problem: &Problem,
+    inputs: Inputs<T>,
+    outputs: Outputs<O, f32>,
+) {
     let list = tasks(problem);
     threads::for_each(list.len(), |index| {
         let (batch, kv_head, task) = list[index].clone();
@@ -118,7 +122,7 @@ impl<'a, T: Element> Task<'a, T> {
 
     /// # Safety
     /// As [`forward`].
-    unsafe fn run(mut self, outputs: Outputs<T, f32>) {
+    unsafe fn run<O: Lane>(mut self, outputs: Outputs<O, f32>) {
         let start = self.panels.iter().map(|p| p.visible.start).min().unwrap_or(0);
         let end = self.panels.iter().map(|p| p.visible.end).max().unwrap_or(0);
         for keys in tiles(start..end.max(start), KEY_TILE) {
@@ -264,7 +268,7 @@ impl Panel {
         words.transposed((0..rows.count).map(q_row), width, &mut q);
         Self {
             rows,
-            visible: band.visible_keys(rows.queries()),
+            visible: sequence.covered(band.visible_keys(rows.queries())),
             mask: TileMask::new(problem, &rows),
             state: State::new(),
             q,
@@ -276,12 +280,7 @@ impl Panel {
     ///
     /// # Safety
     /// The rows exist in the outputs and belong to this task.
-    unsafe fn finish<T: Element>(
-        &self,
-        problem: &Problem,
-        stride: usize,
-        outputs: Outputs<T, f32>,
-    ) {
+    unsafe fn finish<O: Lane>(&self, problem: &Problem, stride: usize, outputs: Outputs<O, f32>) {
         let rows = &self.rows;
         let width = problem.value_dim;
         for lane in 0..rows.count {
@@ -292,8 +291,8 @@ impl Panel {
             let (normaliser, lse) = normalise(maximum, self.state.sum[lane], sink);
             let sequence = &rows.sequence;
             let row = sequence.q_start + rows.query(lane);
-            let start =
-                sequence.q_batch * outputs.out_batch_stride + (row * problem.heads + head) * width;
+            let start = sequence.out_batch * outputs.out_batch_stride
+                + (row * problem.heads + head) * width;
             let lse_at = sequence.lse_start + head * problem.lse_head_stride + rows.query(lane);
             // SAFETY: promised by the caller.
             let (out, lse_out) =

@@ -11,10 +11,10 @@ use danaus_tensor::{
 use half::bf16;
 
 /// Attention with these attributes.
-pub struct AttentionOp(pub Attributes);
+pub(super) struct AttentionOp(pub Attributes);
 
 /// Type of log-sum-exps and sums.
-pub fn sum_dtype(dtype: DType) -> DType {
+pub(super) fn sum_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
@@ -112,8 +112,7 @@ fn run<T: Element, A: Element + num_traits::Float>(
         lse.fill(A::neg_infinity());
     }
     let operands = Operands { q: operand(q)?, k: operand(k)?, v: operand(v)? };
-    let outputs =
-        Outputs { out: SharedMut::new(out), out_batch_stride, lse: SharedMut::new(lse) };
+    let outputs = Outputs { out: SharedMut::new(out), out_batch_stride, lse: SharedMut::new(lse) };
     kernel(problem, operands, outputs);
     Ok(())
 }

@@ -3,22 +3,22 @@
 use super::dropout::Dropout;
 use super::mask::BlockMask;
 use super::options::Attributes;
-use super::problem::{Operand, Problem, Sequence, Slopes};
+use super::problem::{Operand, Problem, Sequence, Slopes, WHOLE};
 use danaus_tensor::{DType, Device, Element, Error, Inputs, Result, Tensor};
 
 /// Positions of the operator's inputs.
-pub const Q: usize = 0;
-pub const K: usize = 1;
-pub const V: usize = 2;
-pub const CU_SEQLENS_Q: usize = 3;
-pub const CU_SEQLENS_K: usize = 4;
-pub const ALIBI_SLOPES: usize = 5;
-pub const SINKS: usize = 6;
-pub const BLOCK_MASK: usize = 7;
-pub const KEEP: usize = 8;
-pub const Q_LENS: usize = 9;
-pub const K_LENS: usize = 10;
-pub const INPUTS: usize = 11;
+pub(super) const Q: usize = 0;
+pub(super) const K: usize = 1;
+pub(super) const V: usize = 2;
+pub(super) const CU_SEQLENS_Q: usize = 3;
+pub(super) const CU_SEQLENS_K: usize = 4;
+pub(super) const ALIBI_SLOPES: usize = 5;
+pub(super) const SINKS: usize = 6;
+pub(super) const BLOCK_MASK: usize = 7;
+pub(super) const KEEP: usize = 8;
+pub(super) const Q_LENS: usize = 9;
+pub(super) const K_LENS: usize = 10;
+pub(super) const INPUTS: usize = 11;
 
 const NAMES: [&str; INPUTS] = [
     "q",
@@ -38,7 +38,7 @@ const OP: &str = "attention";
 
 /// Sizes of a call.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub(super) struct Sizes {
     /// Sequences.
     pub batch: usize,
     /// Query rows per sequence (dense), or of all (packed).
@@ -54,7 +54,7 @@ pub struct Sizes {
 }
 
 /// A checked call. Small inputs are copied; masks are held as contiguous bytes.
-pub struct Prepared {
+pub(super) struct Prepared {
     pub sizes: Sizes,
     sequences: Vec<Sequence>,
     attributes: Attributes,
@@ -66,12 +66,12 @@ pub struct Prepared {
     pub covers_queries: bool,
 }
 
-fn required(inputs: Inputs, position: usize) -> Result<&Tensor> {
+fn required<'a>(inputs: Inputs<'a>, position: usize) -> Result<&'a Tensor> {
     let found = inputs.get(position).copied().flatten();
     found.ok_or_else(|| Error::argument(OP, NAMES[position], "missing", "a tensor"))
 }
 
-fn optional(inputs: Inputs, position: usize) -> Option<&Tensor> {
+fn optional<'a>(inputs: Inputs<'a>, position: usize) -> Option<&'a Tensor> {
     inputs.get(position).copied().flatten()
 }
 
@@ -87,7 +87,7 @@ fn integers(op: &'static str, name: &'static str, tensor: &Tensor) -> Result<Vec
 }
 
 /// Integers in `0..=most`, `count` of them; shared with the cache form.
-pub fn lengths(
+pub(super) fn lengths(
     op: &'static str,
     name: &'static str,
     tensor: &Tensor,
@@ -137,7 +137,7 @@ fn bytes(name: &'static str, tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// Checks the shapes and dtypes of q, k, v.
-pub fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> Result<Sizes> {
+pub(super) fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> Result<Sizes> {
     if !matches!(q.dtype(), DType::F64 | DType::F32 | DType::BF16) {
         return Err(Error::dtype(op, "q", q.dtype(), "f64, f32 or bf16; cast with to_dtype"));
     }
@@ -191,7 +191,7 @@ pub fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> Result<
 }
 
 /// Checks the plain values.
-pub fn check_attributes(op: &'static str, attributes: &Attributes) -> Result<()> {
+pub(super) fn check_attributes(op: &'static str, attributes: &Attributes) -> Result<()> {
     if let Some(scale) = attributes.softmax_scale.filter(|scale| !scale.is_finite()) {
         return Err(Error::argument(op, "softmax_scale", scale, "a finite number"));
     }
@@ -322,7 +322,8 @@ impl Prepared {
             (Some(tensor), Some(block_size)) => Some(block_mask(tensor, block_size)?),
             _ => None,
         };
-        let seeded = || Dropout::seeded(attributes.p_drop, attributes.seed, attributes.dropout_offset);
+        let seeded =
+            || Dropout::seeded(attributes.p_drop, attributes.seed, attributes.dropout_offset);
         let dropout = match &self.keep {
             Some(keep) => Some(Dropout::Explicit {
                 keep: keep.as_slice::<u8>()?,
@@ -368,12 +369,14 @@ fn block_mask(tensor: &Tensor, block_size: usize) -> Result<BlockMask<'_>> {
 fn dense_sequences(sizes: &Sizes) -> Vec<Sequence> {
     let sequence = |b: usize| Sequence {
         q_batch: b,
+        out_batch: b,
         kv_batch: b,
         q_start: 0,
         q_len: sizes.q_rows,
         k_start: 0,
         k_len: sizes.k_rows,
         lse_start: b * sizes.heads * sizes.q_rows,
+        part: WHOLE,
     };
     (0..sizes.batch).map(sequence).collect()
 }
@@ -388,12 +391,14 @@ fn packed_sequences(sizes: &mut Sizes, cu_q: &Tensor, cu_k: &Tensor) -> Result<V
     sizes.batch = q.len() - 1;
     let sequence = |(q, k): (&[usize], &[usize])| Sequence {
         q_batch: 0,
+        out_batch: 0,
         kv_batch: 0,
         q_start: q[0],
         q_len: q[1] - q[0],
         k_start: k[0],
         k_len: k[1] - k[0],
         lse_start: q[0],
+        part: WHOLE,
     };
     Ok(q.windows(2).zip(k.windows(2)).map(sequence).collect())
 }
@@ -404,7 +409,7 @@ fn covers(sizes: &Sizes, sequences: &[Sequence]) -> bool {
 }
 
 /// A tensor whose last axis is contiguous, without history.
-pub fn readable(tensor: &Tensor) -> Result<Tensor> {
+pub(super) fn readable(tensor: &Tensor) -> Result<Tensor> {
     let tensor = tensor.detach();
     let rank = tensor.rank();
     let plain = tensor.dims()[rank - 1] <= 1 || tensor.strides()[rank - 1] == 1;
@@ -412,7 +417,7 @@ pub fn readable(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// The operand of a [`readable`] tensor (batch, rows, heads, dim) or (rows, heads, dim).
-pub fn operand<T: Element>(tensor: &Tensor) -> Result<Operand<'_, T>> {
+pub(super) fn operand<T: Element>(tensor: &Tensor) -> Result<Operand<'_, T>> {
     let view = tensor.view::<T>()?;
     let strides = match *view.strides {
         [batch, row, head, _] => [batch, row, head],

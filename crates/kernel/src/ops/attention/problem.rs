@@ -10,6 +10,7 @@ use super::mask::BlockMask;
 use super::tile_range::Window;
 use danaus_runtime::threads::SharedMut;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A read-only operand (batch, row, head, feature) whose features are contiguous.
 pub struct Operand<'a, T> {
@@ -55,6 +56,7 @@ impl<'a, T> Operand<'a, T> {
         Self { start, batch_stride, row_stride, head_stride, pages: None, marker: PhantomData }
     }
 
+    #[cfg(test)]
     /// A contiguous (batch, rows, heads, width) slice; packed (total, heads, width) with `rows` 0.
     pub fn contiguous(data: &'a [T], rows: usize, heads: usize, width: usize) -> Self {
         let row = (heads * width) as isize;
@@ -101,8 +103,10 @@ impl<'a, T> Operand<'a, T> {
 /// One sequence of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// Index on the batch axis of q and the outputs (0 when packed).
+    /// Index on the batch axis of q (0 when packed).
     pub q_batch: usize,
+    /// Index on the batch axis of the output; that of q unless the sequence is split.
+    pub out_batch: usize,
     /// Index on the batch axis of k and v (0 when packed); row of the page table when paged.
     pub kv_batch: usize,
     /// First query row.
@@ -115,6 +119,19 @@ pub struct Sequence {
     pub k_len: usize,
     /// Where query 0 of head 0 lies in the log-sum-exp output.
     pub lse_start: usize,
+    /// Keys that this entry covers when a sequence is split over several; all by default.
+    pub part: [usize; 2],
+}
+
+/// [`Sequence::part`] of a sequence that is not split.
+pub const WHOLE: [usize; 2] = [0, usize::MAX];
+
+impl Sequence {
+    /// The keys of a range that this entry covers.
+    pub fn covered(&self, keys: Range<usize>) -> Range<usize> {
+        let start = keys.start.max(self.part[0]);
+        start..keys.end.min(self.part[1]).max(start)
+    }
 }
 
 /// ALiBi slopes: head h of sequence b adds `-slope * |i + k_len - q_len - j|`.
@@ -175,12 +192,14 @@ impl<'a> Problem<'a> {
         let [q_len, k_len] = lens;
         let sequence = |b| Sequence {
             q_batch: b,
+            out_batch: b,
             kv_batch: b,
             q_start: 0,
             q_len,
             k_start: 0,
             k_len,
             lse_start: b * heads[0] * q_len,
+            part: WHOLE,
         };
         Self {
             sequences: (0..batch).map(sequence).collect(),

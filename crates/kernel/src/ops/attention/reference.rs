@@ -62,7 +62,7 @@ unsafe fn score_row<T: Real>(
     };
     // SAFETY: promised by the caller.
     let q = unsafe { inputs.q.slice(sequence.q_batch, sequence.q_start + query, head, width) };
-    for j in band.visible_keys(query..query + 1) {
+    for j in sequence.covered(band.visible_keys(query..query + 1)) {
         let block = |size: usize| (query / size, j / size);
         if problem.block_mask.is_some_and(|mask| {
             let (row, column) = block(mask.block_size);
@@ -139,7 +139,7 @@ unsafe fn forward_row<T: Real>(
         sums.iter_mut().zip(v).for_each(|(sum, &v)| *sum += row.factors[j] * p * v);
     }
     total += weight(sink);
-    let start = sequence.q_batch * outputs.out_batch_stride
+    let start = sequence.out_batch * outputs.out_batch_stride
         + ((sequence.q_start + query) * problem.heads + head) * width;
     let lse_at = sequence.lse_start + head * problem.lse_head_stride + query;
     // SAFETY: promised by the caller of `forward`.
