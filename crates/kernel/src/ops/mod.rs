@@ -1,6 +1,7 @@
 //! One folder for each operator: contract, reference, kernels, tests.
 
 pub mod activation;
+pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
@@ -12,6 +13,7 @@ pub mod softmax;
 /// The operators of every folder, for the registry.
 pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     activation::SPECS,
+    attention::SPECS,
     cross_entropy::SPECS,
     cross_entropy::linear::SPECS,
     dropout::SPECS,
