@@ -4,12 +4,19 @@ mod accumulate;
 mod binary;
 mod cast;
 mod cat;
+mod elementwise;
+pub mod expr;
+mod fused;
 mod reduce;
+mod unary;
 mod view;
 
 pub(crate) use accumulate::accumulate;
 
 use crate::{Error, Inputs, Result, Tensor};
+
+/// Element types of formulas, for messages.
+const FLOATS_AND_BOOL: &str = "f64, f32, bf16, f16 or bool";
 
 /// An input that must be there.
 pub(crate) fn required<'a>(
