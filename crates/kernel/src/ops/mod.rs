@@ -2,24 +2,30 @@
 
 pub mod activation;
 pub mod attention;
+pub mod conv1d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod norm;
+pub mod rms_norm_gated;
 pub mod rotary;
 pub mod softmax;
+pub mod ssd;
 
 /// The operators of every folder, for the registry.
 pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     activation::SPECS,
     attention::SPECS,
+    conv1d::SPECS,
     cross_entropy::SPECS,
     cross_entropy::linear::SPECS,
     dropout::SPECS,
     embedding::SPECS,
     linear::SPECS,
     norm::SPECS,
+    rms_norm_gated::SPECS,
     rotary::SPECS,
     softmax::SPECS,
+    ssd::SPECS,
 ];
