@@ -4,6 +4,8 @@ mod accumulate;
 mod binary;
 mod cast;
 mod cat;
+mod compare;
+mod copy;
 mod elementwise;
 pub mod expr;
 mod fused;
