@@ -2,9 +2,7 @@
 
 use super::cast::Number;
 use super::copy::{fill, place};
-use crate::{
-    Backward, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype,
-};
+use crate::{Backward, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype};
 
 struct Cat {
     dim: usize,
@@ -75,7 +73,8 @@ impl Op for Pad {
     fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
         let x = crate::ops::required("pad", inputs, 0)?;
         let mut dims = x.dims().to_vec();
-        let padded = dims[self.dim].checked_add(self.before).and_then(|n| n.checked_add(self.after));
+        let padded =
+            dims[self.dim].checked_add(self.before).and_then(|n| n.checked_add(self.after));
         dims[self.dim] = padded.ok_or_else(|| {
             let given = format!("{} and {}", self.before, self.after);
             Error::argument("pad", "before and after", given, "a size that fits memory")
@@ -141,9 +140,9 @@ impl Tensor {
         dims.insert(index, times);
         let stretched = self.unsqueeze(index as isize)?.broadcast_to(dims.clone())?;
         dims.remove(index);
-        dims[index] = size.checked_mul(times).ok_or_else(|| {
-            Error::argument("repeat", "times", times, "a size that fits memory")
-        })?;
+        dims[index] = size
+            .checked_mul(times)
+            .ok_or_else(|| Error::argument("repeat", "times", times, "a size that fits memory"))?;
         stretched.reshape(dims)
     }
 
@@ -158,7 +157,8 @@ impl Tensor {
         if shift == 0 {
             return Ok(self.clone());
         }
-        let (head, tail) = (self.narrow(dim, size - shift, shift)?, self.narrow(dim, 0, size - shift)?);
+        let (head, tail) =
+            (self.narrow(dim, size - shift, shift)?, self.narrow(dim, 0, size - shift)?);
         Tensor::cat(&[&head, &tail], dim)
     }
 

@@ -179,7 +179,8 @@ impl Op for Select {
 
     fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
         let condition = super::required("where", inputs, 0)?;
-        let (yes, no) = (super::required("where", inputs, 1)?, super::required("where", inputs, 2)?);
+        let (yes, no) =
+            (super::required("where", inputs, 1)?, super::required("where", inputs, 2)?);
         if yes.dtype() != no.dtype() {
             return Err(Error::dtype("where", "no", no.dtype(), yes.dtype().name()));
         }
@@ -210,7 +211,12 @@ impl Op for Select {
     }
 }
 
-fn select<T: Element>(condition: &Tensor, yes: &Tensor, no: &Tensor, out: &mut Tensor) -> Result<()> {
+fn select<T: Element>(
+    condition: &Tensor,
+    yes: &Tensor,
+    no: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
     let (condition, yes, no) =
         (condition.as_slice::<bool>()?, yes.as_slice::<T>()?, no.as_slice::<T>()?);
     let choices = condition.iter().zip(yes.iter().zip(no));

@@ -41,8 +41,10 @@ macro_rules! match_size {
     };
 }
 
+pub(super) use match_size;
+
 /// Start of a fresh tensor's elements, for writing.
-fn write_start(tensor: &mut Tensor) -> Result<*mut u8> {
+pub(super) fn write_start(tensor: &mut Tensor) -> Result<*mut u8> {
     match_dtype!(tensor.dtype(), T => Ok(tensor.as_slice_mut::<T>()?.as_mut_ptr().cast()))
 }
 

@@ -121,8 +121,8 @@ impl Op for Reduce {
             Kind::Max | Kind::Min => {
                 let Extent { outer, count, inner } = self.extent();
                 let x = ctx.input(0)?.reshape([outer, count, inner])?;
-                let index =
-                    if self.kind == Kind::Max { x.argmax(1)? } else { x.argmin(1)? }.unsqueeze(1)?;
+                let index = if self.kind == Kind::Max { x.argmax(1)? } else { x.argmin(1)? }
+                    .unsqueeze(1)?;
                 let zeros = Tensor::zeros(x.shape(), grad.dtype(), &grad.device())?;
                 let grad = grad.reshape([outer, 1, inner])?;
                 zeros.scatter_add(1, &index, &grad)?.reshape(&self.shape)?
@@ -161,9 +161,8 @@ impl Reduce {
             let (first, last, shape) = (self.first, self.last, self.shape.clone());
             super::single(apply(Reduce { kind, first, last, shape }, &[Some(x)])?)
         };
-        let formula = |text, inputs: &[&Tensor]| {
-            apply_expr("prod", &Expr::parse(text)?, inputs, None)
-        };
+        let formula =
+            |text, inputs: &[&Tensor]| apply_expr("prod", &Expr::parse(text)?, inputs, None);
         let zeros = run(Kind::Sum, &formula("x0 == 0", &[x])?)?;
         let others = run(Kind::Product, &formula("where(x0 == 0, 1, x0)", &[x])?)?;
         let whole = "where(x3 == 0, x0 * x2 / x1, where(and(x3 == 1, x1 == 0), x0 * x4, 0))";

@@ -59,6 +59,7 @@ pub(super) fn fold<T, U, V, F>(
     let unit_size = (part * inner.min(COLUMNS)).max(1);
     let (tasks, per_task) = threads::split(units, GRAIN.div_ceil(unit_size));
     threads::for_each(tasks, |task| {
+        let mut states = [fold.start(); COLUMNS];
         for unit in task * per_task..((task + 1) * per_task).min(units) {
             let (chunk, row, band) = (unit / bands / outer, unit / bands % outer, unit % bands);
             let rows = chunk * part..((chunk + 1) * part).min(count);
@@ -66,9 +67,9 @@ pub(super) fn fold<T, U, V, F>(
             let columns = if inner == 1 { 0..1 } else { columns };
             let block = &x[row * count * inner..(row + 1) * count * inner];
             let (first, width) = (row * inner + columns.start, columns.len());
-            let mut states = [fold.start(); COLUMNS];
             let states = &mut states[..width];
-            dispatch(Block { x: block, inner, rows, columns, states, widen, fold });
+            states.fill(fold.start());
+            dispatch(Block { x: block, inner, rows, columns, states: &mut *states, widen, fold });
             // SAFETY (both): units write disjoint ranges.
             if parts == 1 {
                 let to = unsafe { shared.slice(first, width) };

@@ -99,8 +99,12 @@ impl Tensor {
     /// When the dimension is out of range or the dtype is not a float.
     pub fn var(&self, dim: isize, correction: usize) -> Result<Tensor> {
         let size = self.dims()[self.layout().dim("var", dim)?];
-        let squares =
-            apply_expr("var", &Expr::parse("square(x0 - x1)")?, &[self, &self.mean_keepdim(dim)?], None)?;
+        let squares = apply_expr(
+            "var",
+            &Expr::parse("square(x0 - x1)")?,
+            &[self, &self.mean_keepdim(dim)?],
+            None,
+        )?;
         let count = size as f64 - correction as f64;
         squares.sum(dim)?.affine(1.0 / count.max(0.0), 0.0)
     }
@@ -199,9 +203,8 @@ impl Tensor {
     /// # Errors
     /// As [`Self::max`], and when the dtype is an integer.
     pub fn logsumexp(&self, dim: isize) -> Result<Tensor> {
-        let formula = |text, inputs: &[&Tensor]| {
-            apply_expr("logsumexp", &Expr::parse(text)?, inputs, None)
-        };
+        let formula =
+            |text, inputs: &[&Tensor]| apply_expr("logsumexp", &Expr::parse(text)?, inputs, None);
         // An infinite largest element is left in: inf - inf would be NaN.
         let largest = self.detach().max_keepdim(dim)?;
         let largest = formula("where(abs(x0) < inf, x0, 0)", &[&largest])?;
@@ -226,11 +229,9 @@ impl Tensor {
             let expected = format!("a shape that {shape} broadcasts to");
             return Err(Error::shape("sum_to", "tensor", self.shape(), expected));
         };
-        let stretched = |dim: &usize| {
-            *dim < missing || (shape[*dim - missing] == 1 && self.dims()[*dim] != 1)
-        };
-        let dims: Vec<isize> =
-            (0..self.rank()).filter(stretched).map(|dim| dim as isize).collect();
+        let stretched =
+            |dim: &usize| *dim < missing || (shape[*dim - missing] == 1 && self.dims()[*dim] != 1);
+        let dims: Vec<isize> = (0..self.rank()).filter(stretched).map(|dim| dim as isize).collect();
         self.reduce(Kind::Sum, &dims)?.reshape(shape)
     }
 }
