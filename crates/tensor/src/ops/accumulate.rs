@@ -1,6 +1,7 @@
 //! Summing gradients: the one place where the tape adds.
 
-use crate::{DType, Result, Tensor};
+use crate::{DType, Element, Result, Tensor};
+use danaus_runtime::simd::{Kernel, Lane, Simd, dispatch};
 use danaus_runtime::threads::{self, SharedMut};
 use half::bf16;
 
@@ -11,32 +12,60 @@ pub(crate) fn accumulate(mut sum: Tensor, term: &Tensor) -> Result<Tensor> {
         return sum.add(term);
     }
     match sum.dtype() {
-        DType::F32 => add_into(sum.as_slice_mut::<f32>()?, term.as_slice::<f32>()?, |a, b| a + b),
-        DType::F64 => add_into(sum.as_slice_mut::<f64>()?, term.as_slice::<f64>()?, |a, b| a + b),
-        DType::BF16 => {
-            let add = |a: bf16, b: bf16| bf16::from_f32(a.to_f32() + b.to_f32());
-            add_into(sum.as_slice_mut::<bf16>()?, term.as_slice::<bf16>()?, add);
-        }
+        DType::F32 => add_lanes::<f32>(&mut sum, term)?,
+        DType::BF16 => add_lanes::<bf16>(&mut sum, term)?,
+        DType::F64 => parts::<f64>(&mut sum, term, |sum, term| {
+            sum.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
+        })?,
         _ => return sum.add(term),
     }
     Ok(sum)
 }
 
-fn add_into<T: Copy + Send + Sync>(
-    sum: &mut [T],
-    term: &[T],
-    add: impl Fn(T, T) -> T + Sync + Send,
-) {
-    let (tasks, per_task) = threads::split(sum.len(), 1 << 15);
+/// Calls `add` on corresponding parts of both tensors, in parallel.
+fn parts<T: Element>(
+    sum: &mut Tensor,
+    term: &Tensor,
+    add: impl Fn(&mut [T], &[T]) + Sync + Send,
+) -> Result<()> {
+    let (sum, term) = (sum.as_slice_mut::<T>()?, term.as_slice::<T>()?);
     let len = sum.len();
+    let (tasks, per_task) = threads::split(len, 1 << 15);
     let shared = SharedMut::new(sum);
     threads::for_each(tasks, |task| {
         let start = task * per_task;
         let count = per_task.min(len.saturating_sub(start));
         // SAFETY: tasks cover disjoint ranges of the slice.
         let part = unsafe { shared.slice(start, count) };
-        for (value, &other) in part.iter_mut().zip(&term[start..]) {
-            *value = add(*value, other);
-        }
+        add(part, &term[start..start + count]);
     });
+    Ok(())
+}
+
+fn add_lanes<T: Lane + Element>(sum: &mut Tensor, term: &Tensor) -> Result<()> {
+    parts::<T>(sum, term, |sum, term| dispatch(Add { sum, term }))
+}
+
+struct Add<'a, T> {
+    sum: &'a mut [T],
+    term: &'a [T],
+}
+
+impl<T: Lane> Kernel for Add<'_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let whole = self.sum.len() - self.sum.len() % S::LANES;
+        for start in (0..whole).step_by(S::LANES) {
+            // SAFETY: both slices hold one vector from `start`.
+            unsafe {
+                let to = self.sum.as_mut_ptr().add(start);
+                let term = T::load(s, self.term.as_ptr().add(start));
+                T::store(s, to, s.add(T::load(s, to), term));
+            }
+        }
+        for (sum, term) in self.sum[whole..].iter_mut().zip(&self.term[whole..]) {
+            *sum = T::round(sum.widen() + term.widen());
+        }
+    }
 }

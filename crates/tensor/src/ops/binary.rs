@@ -1,9 +1,15 @@
 //! Arithmetic of two tensors with broadcasting, and with constants.
+//!
+//! Floats are formulas ([`super::fused`]): broadcast operands are read in place. Integers and complex
+//! numbers take the plain path here, which stretches operands by copying.
 
 use super::cast::{Number, map};
+use super::expr::{self, Expr};
+use super::fused::apply_expr;
 use crate::{Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
+use danaus_runtime::simd::Lane;
 use danaus_runtime::threads::{self, SharedMut};
-use half::{bf16, f16};
+use half::bf16;
 use num_complex::Complex;
 
 /// Which arithmetic.
@@ -51,14 +57,10 @@ impl Op for Binary {
         let b = super::required(self.name(), inputs, 1)?.broadcast_to(&shape)?.contiguous()?;
         let out = &mut outputs[0];
         match a.dtype() {
-            DType::F64 => self.run_as::<f64>(&a, &b, out),
-            DType::F32 => self.run_as::<f32>(&a, &b, out),
             DType::I64 => self.run_as::<i64>(&a, &b, out),
             DType::I32 => self.run_as::<i32>(&a, &b, out),
             DType::C64 => self.run_as::<Complex<f32>>(&a, &b, out),
             DType::C128 => self.run_as::<Complex<f64>>(&a, &b, out),
-            DType::BF16 => self.run_narrow::<bf16>(&a, &b, out),
-            DType::F16 => self.run_narrow::<f16>(&a, &b, out),
             other => {
                 let allowed = "f64, f32, bf16, f16, i64, i32, c64, c128";
                 Err(Error::dtype(self.name(), "operands", other, allowed))
@@ -103,8 +105,6 @@ trait Arithmetic:
     }
 }
 
-impl Arithmetic for f64 {}
-impl Arithmetic for f32 {}
 impl Arithmetic for Complex<f32> {}
 impl Arithmetic for Complex<f64> {}
 impl Arithmetic for i64 {
@@ -131,23 +131,6 @@ impl Binary {
             }
             Kind::Div => zip(a, b, out, |a, b| a / b),
         }
-        Ok(())
-    }
-
-    fn run_narrow<T: Number>(&self, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
-        let (a, b, out) = (a.as_slice::<T>()?, b.as_slice::<T>()?, out.as_slice_mut::<T>()?);
-        let kind = self.0;
-        // f32 results of two narrow operands are exact or rounded once more: within half a unit.
-        zip(a, b, out, move |a, b| {
-            let (a, b) = (a.to_f64() as f32, b.to_f64() as f32);
-            let value = match kind {
-                Kind::Add => a + b,
-                Kind::Sub => a - b,
-                Kind::Mul => a * b,
-                Kind::Div => a / b,
-            };
-            T::from_f64(f64::from(value))
-        });
         Ok(())
     }
 }
@@ -198,6 +181,11 @@ impl Op for Affine {
                 let (factor, shift) = (factor as f32, shift as f32);
                 map(x.as_slice::<f32>()?, out.as_slice_mut()?, move |v: f32| v * factor + shift);
             }
+            DType::BF16 => {
+                let (factor, shift) = (factor as f32, shift as f32);
+                let f = move |v: bf16| bf16::round(v.widen() * factor + shift);
+                map(x.as_slice::<bf16>()?, out.as_slice_mut()?, f);
+            }
             DType::C64 => {
                 let (factor, shift) = (factor as f32, shift as f32);
                 let f = move |v: Complex<f32>| v * factor + shift;
@@ -222,7 +210,59 @@ impl Op for Affine {
 
 impl Tensor {
     fn binary(&self, kind: Kind, other: &Tensor) -> Result<Tensor> {
+        if self.dtype().is_float() {
+            let function = match kind {
+                Kind::Add => expr::Binary::Add,
+                Kind::Sub => expr::Binary::Sub,
+                Kind::Mul => expr::Binary::Mul,
+                Kind::Div => expr::Binary::Div,
+            };
+            return self.formula_with(function, other);
+        }
         super::single(apply(Binary(kind), &[Some(self), Some(other)])?)
+    }
+
+    fn formula_with(&self, function: expr::Binary, other: &Tensor) -> Result<Tensor> {
+        let formula = Expr::input(0).binary(function, Expr::input(1));
+        apply_expr(function.name(), &formula, &[self, other], None)
+    }
+
+    /// The larger of both, NaN if one is; equal elements pass their gradient to `self`.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast or dtypes differ.
+    pub fn maximum(&self, other: &Tensor) -> Result<Tensor> {
+        if self.dtype().is_float() {
+            return self.formula_with(expr::Binary::Max, other);
+        }
+        self.ge(other)?.where_cond(self, other)
+    }
+
+    /// The smaller of both, NaN if one is; equal elements pass their gradient to `self`.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast or dtypes differ.
+    pub fn minimum(&self, other: &Tensor) -> Result<Tensor> {
+        if self.dtype().is_float() {
+            return self.formula_with(expr::Binary::Min, other);
+        }
+        self.le(other)?.where_cond(self, other)
+    }
+
+    /// `self ^ other` with broadcasting; gradients of the exponent count for positive bases.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast, dtypes differ or are not floats.
+    pub fn pow(&self, other: &Tensor) -> Result<Tensor> {
+        self.formula_with(expr::Binary::Pow, other)
+    }
+
+    /// Angle of the point (`x`, `self`), in -pi..=pi.
+    ///
+    /// # Errors
+    /// When shapes do not broadcast, dtypes differ or are not floats.
+    pub fn atan2(&self, x: &Tensor) -> Result<Tensor> {
+        self.formula_with(expr::Binary::Atan2, x)
     }
 
     /// `self + other` with broadcasting.

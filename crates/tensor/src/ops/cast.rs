@@ -1,9 +1,10 @@
 //! Casts between element types, and copies to row-major order.
 
+use super::elementwise::evaluate;
+use super::expr::{Expr, Program};
 use crate::{
     Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype,
 };
-use danaus_runtime::simd::Lane;
 use danaus_runtime::threads::{self, SharedMut};
 use half::{bf16, f16};
 use num_complex::Complex;
@@ -36,7 +37,7 @@ macro_rules! numbers {
 numbers! {
     f64: |x| x, |x| x;
     f32: f64::from, |x| x as f32;
-    bf16: bf16::to_f64, bf16::from_f64;
+    bf16: |x| f64::from(f32::from_bits(u32::from(x.to_bits()) << 16)), bf16::from_f64;
     f16: f16::to_f64, f16::from_f64;
     crate::fp8::F8E4M3: |x| f64::from(x.to_f32()), |x| crate::fp8::F8E4M3::from_f32(x as f32);
     crate::fp8::F8E5M2: |x| f64::from(x.to_f32()), |x| crate::fp8::F8E5M2::from_f32(x as f32);
@@ -71,8 +72,7 @@ impl Op for Cast {
     }
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let x = crate::ops::required(self.name(), inputs, 0)?.contiguous()?;
-        convert(&x, &mut outputs[0])
+        convert(crate::ops::required(self.name(), inputs, 0)?, &mut outputs[0])
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
@@ -81,27 +81,31 @@ impl Op for Cast {
     }
 }
 
-/// Writes `x` in the output's dtype; both are contiguous.
+/// Writes `x` in the output's dtype.
 fn convert(x: &Tensor, out: &mut Tensor) -> Result<()> {
     match (x.dtype(), out.dtype()) {
-        (DType::F32, DType::BF16) => {
-            map(x.as_slice::<f32>()?, out.as_slice_mut::<bf16>()?, bf16::round);
-        }
-        (DType::BF16, DType::F32) => {
-            map(x.as_slice::<bf16>()?, out.as_slice_mut::<f32>()?, Lane::widen);
+        // Floats, and anything real to floats: blocks of vectors, from any strides.
+        (from, DType::F64 | DType::F32 | DType::BF16 | DType::F16) if !from.is_complex() => {
+            let copy = Program::new(&[Expr::input(0)]);
+            return evaluate(&copy, &[Some(x)], std::slice::from_mut(out));
         }
         // Both fit i64 exactly; f64 would lose the low bits of large identifiers.
-        (from, to) if from.is_int() && to.is_int() => narrow_int(&widen_int(x)?, out)?,
+        (from, to) if from.is_int() && to.is_int() => {
+            narrow_int(&widen_int(&x.contiguous()?)?, out)?;
+        }
         (DType::C64, DType::C128) => {
             let widen = |z: Complex<f32>| Complex::new(f64::from(z.re), f64::from(z.im));
+            let x = x.contiguous()?;
             map(x.as_slice::<Complex<f32>>()?, out.as_slice_mut::<Complex<f64>>()?, widen);
         }
         (DType::C128, DType::C64) => {
             let narrow = |z: Complex<f64>| Complex::new(z.re as f32, z.im as f32);
+            let x = x.contiguous()?;
             map(x.as_slice::<Complex<f64>>()?, out.as_slice_mut::<Complex<f32>>()?, narrow);
         }
         (from, to) => match_dtype!(from, A => match_dtype!(to, B => {
-            map(x.as_slice::<A>()?, out.as_slice_mut::<B>()?, |value| B::from_f64(value.to_f64()));
+            let (x, to) = (x.contiguous()?, out.as_slice_mut::<B>()?);
+            map(x.as_slice::<A>()?, to, |value| B::from_f64(value.to_f64()));
         })),
     }
     Ok(())
@@ -162,35 +166,12 @@ impl Op for Contiguous {
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = crate::ops::required(self.name(), inputs, 0)?;
-        match_dtype!(x.dtype(), T => gather_rows::<T>(x, outputs[0].as_slice_mut::<T>()?))
+        super::copy::contiguous_into(x, &mut outputs[0])
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![ctx.grads[0].clone()])
     }
-}
-
-/// Copies the elements of any layout in row-major order.
-fn gather_rows<T: Element>(x: &Tensor, out: &mut [T]) -> Result<()> {
-    let view = x.view::<T>()?;
-    let base = x.layout().offset() as isize;
-    let mut written = 0;
-    x.layout().for_each_row(|start, count, stride| {
-        // SAFETY: the layout only visits positions inside the storage.
-        let row = unsafe { view.ptr.offset(start as isize - base) };
-        let target = &mut out[written..written + count];
-        if stride == 1 {
-            // SAFETY: `count` consecutive elements belong to the row.
-            target.copy_from_slice(unsafe { std::slice::from_raw_parts(row, count) });
-        } else {
-            for (index, value) in target.iter_mut().enumerate() {
-                // SAFETY: as above.
-                *value = unsafe { *row.offset(index as isize * stride) };
-            }
-        }
-        written += count;
-    });
-    Ok(())
 }
 
 impl Tensor {

@@ -1,8 +1,8 @@
-//! Concatenation.
+//! Joining, padding, repeating and splitting along a dimension.
 
-use crate::{
-    Backward, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype,
-};
+use super::cast::Number;
+use super::copy::{fill, place};
+use crate::{Backward, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype};
 
 struct Cat {
     dim: usize,
@@ -38,10 +38,12 @@ impl Op for Cat {
     }
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let parts: Vec<Tensor> =
-            inputs.iter().flatten().map(|tensor| tensor.contiguous()).collect::<Result<_>>()?;
-        let dtype = outputs[0].dtype();
-        match_dtype!(dtype, T => copy_parts::<T>(&parts, self.dim, &mut outputs[0]))
+        let mut first = 0;
+        for part in inputs.iter().flatten() {
+            place(part, &mut outputs[0], self.dim, first)?;
+            first += part.dims()[self.dim];
+        }
+        Ok(())
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
@@ -55,22 +57,51 @@ impl Op for Cat {
     }
 }
 
-fn copy_parts<T: Element>(parts: &[Tensor], dim: usize, out: &mut Tensor) -> Result<()> {
-    let outer: usize = out.dims()[..dim].iter().product();
-    let inner: usize = out.dims()[dim + 1..].iter().product();
-    let row = out.dims()[dim] * inner;
-    let target = out.as_slice_mut::<T>()?;
-    let mut start = 0;
-    for part in parts {
-        let width = part.dims()[dim] * inner;
-        let source = part.as_slice::<T>()?;
-        for index in 0..outer {
-            let from = &source[index * width..(index + 1) * width];
-            target[index * row + start..][..width].copy_from_slice(from);
-        }
-        start += width;
+/// Constant positions before and after along one dimension.
+struct Pad {
+    dim: usize,
+    before: usize,
+    after: usize,
+    value: f64,
+}
+
+impl Op for Pad {
+    fn name(&self) -> &'static str {
+        "pad"
     }
-    Ok(())
+
+    fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
+        let x = crate::ops::required("pad", inputs, 0)?;
+        let mut dims = x.dims().to_vec();
+        let padded =
+            dims[self.dim].checked_add(self.before).and_then(|n| n.checked_add(self.after));
+        dims[self.dim] = padded.ok_or_else(|| {
+            let given = format!("{} and {}", self.before, self.after);
+            Error::argument("pad", "before and after", given, "a size that fits memory")
+        })?;
+        Ok(vec![Meta::new(dims, x.dtype())])
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::none()
+    }
+
+    fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = crate::ops::required("pad", inputs, 0)?;
+        let (size, out) = (x.dims()[self.dim], &mut outputs[0]);
+        match_dtype!(x.dtype(), T => {
+            let value = T::from_f64(self.value);
+            fill(out, self.dim, 0..self.before, value)?;
+            fill(out, self.dim, self.before + size..self.before + size + self.after, value)?;
+        });
+        place(x, out, self.dim, self.before)
+    }
+
+    fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
+        let Some(grad) = &ctx.grads[0] else { return Ok(vec![None]) };
+        let size = grad.dims()[self.dim] - self.before - self.after;
+        Ok(vec![Some(grad.narrow(self.dim as isize, self.before, size)?)])
+    }
 }
 
 impl Tensor {
@@ -87,6 +118,83 @@ impl Tensor {
         let sizes = tensors.iter().map(size).collect();
         let inputs: Vec<Option<&Tensor>> = tensors.iter().map(|tensor| Some(*tensor)).collect();
         crate::ops::single(apply(Cat { dim, sizes }, &inputs)?)
+    }
+
+    /// `before` and `after` positions of a constant added along a dimension.
+    ///
+    /// # Errors
+    /// When the dimension is out of range or the result does not fit memory.
+    pub fn pad(&self, dim: isize, before: usize, after: usize, value: f64) -> Result<Tensor> {
+        let dim = self.layout().dim("pad", dim)?;
+        crate::ops::single(apply(Pad { dim, before, after, value }, &[Some(self)])?)
+    }
+
+    /// The tensor `times` times in a row along a dimension.
+    ///
+    /// # Errors
+    /// When the dimension is out of range or there is no memory for the result.
+    pub fn repeat(&self, dim: isize, times: usize) -> Result<Tensor> {
+        let index = self.layout().dim("repeat", dim)?;
+        let mut dims = self.dims().to_vec();
+        let size = dims[index];
+        dims.insert(index, times);
+        let stretched = self.unsqueeze(index as isize)?.broadcast_to(dims.clone())?;
+        dims.remove(index);
+        dims[index] = size
+            .checked_mul(times)
+            .ok_or_else(|| Error::argument("repeat", "times", times, "a size that fits memory"))?;
+        stretched.reshape(dims)
+    }
+
+    /// Elements moved by `shift` positions along a dimension; those that leave come in again.
+    ///
+    /// # Errors
+    /// When the dimension is out of range.
+    pub fn roll(&self, dim: isize, shift: isize) -> Result<Tensor> {
+        let index = self.layout().dim("roll", dim)?;
+        let size = self.dims()[index];
+        let shift = if size == 0 { 0 } else { shift.rem_euclid(size as isize) as usize };
+        if shift == 0 {
+            return Ok(self.clone());
+        }
+        let (head, tail) =
+            (self.narrow(dim, size - shift, shift)?, self.narrow(dim, 0, size - shift)?);
+        Tensor::cat(&[&head, &tail], dim)
+    }
+
+    /// Consecutive parts of the given sizes along a dimension.
+    ///
+    /// # Errors
+    /// When the sizes do not add up to the dimension's.
+    pub fn split(&self, dim: isize, sizes: &[usize]) -> Result<Vec<Tensor>> {
+        let index = self.layout().dim("split", dim)?;
+        let total = sizes.iter().try_fold(0usize, |sum, &size| sum.checked_add(size));
+        if total != Some(self.dims()[index]) {
+            let valid = format!("sizes that add up to {}", self.dims()[index]);
+            return Err(Error::argument("split", "sizes", format!("{sizes:?}"), valid));
+        }
+        let mut start = 0;
+        let part = |&size: &usize| {
+            start += size;
+            self.narrow(dim, start - size, size)
+        };
+        sizes.iter().map(part).collect()
+    }
+
+    /// `count` consecutive parts of equal size along a dimension; the last one may be smaller.
+    ///
+    /// # Errors
+    /// When the dimension is out of range or `count` is 0.
+    pub fn chunk(&self, dim: isize, count: usize) -> Result<Vec<Tensor>> {
+        let index = self.layout().dim("chunk", dim)?;
+        if count == 0 {
+            return Err(Error::argument("chunk", "count", count, "at least 1"));
+        }
+        let size = self.dims()[index];
+        let each = size.div_ceil(count).max(1);
+        let sizes: Vec<usize> =
+            (0..size.div_ceil(each)).map(|part| each.min(size - part * each)).collect();
+        self.split(dim, &sizes)
     }
 
     /// Tensors of equal shape stacked along a new dimension `dim`.

@@ -8,7 +8,7 @@
 
 use super::expr::{Operand, Program, Real, Registers};
 use crate::{DType, Element, Error, Result, Shape, Tensor, match_dtype, ops::cast::Number};
-use danaus_runtime::simd::{Kernel, Lane, Simd, dispatch};
+use danaus_runtime::simd::{Kernel, Lane, Portable, Simd, dispatch};
 use danaus_runtime::threads::{self, SharedMut};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -66,7 +66,9 @@ fn evaluate_as<T: Compute>(
         let start = task * per_task;
         let end = (start + per_task).min(len);
         let (dims, sources, sinks) = (&dims, &sources, &sinks);
-        dispatch(Task { program, dims, sources, sinks, start, end });
+        let task = Task { program, dims, sources, sinks, start, end };
+        // f64 is for references: one build of it is enough.
+        if T::DTYPE == DType::F64 { task.run(Portable) } else { dispatch(task) }
     });
     Ok(())
 }
@@ -80,14 +82,14 @@ fn unfold(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// Where a tensor's first element is.
-fn start(tensor: &Tensor) -> *const u8 {
+pub(super) fn start(tensor: &Tensor) -> *const u8 {
     match_dtype!(tensor.dtype(), T => {
         tensor.view::<T>().map_or(std::ptr::null(), |view| view.ptr.cast())
     })
 }
 
 /// Merges neighbouring dimensions that all inputs walk through in one stride.
-fn coalesce(shape: &Shape, inputs: &[Option<Tensor>]) -> (Vec<usize>, Vec<Vec<isize>>) {
+pub(super) fn coalesce(shape: &Shape, inputs: &[Option<Tensor>]) -> (Vec<usize>, Vec<Vec<isize>>) {
     let mut dims: Vec<usize> = Vec::new();
     let mut strides: Vec<Vec<isize>> = vec![Vec::new(); inputs.len()];
     for axis in (0..shape.len()).filter(|&axis| shape[axis] != 1) {
@@ -141,7 +143,9 @@ trait Compute: Real + Element + Number {
     fn to_bf16<S: Simd>(s: S, from: &[Self], to: &mut [bf16]);
     /// Rounds a block to f16.
     fn to_f16(from: &[Self], to: &mut [f16]);
-    /// A block from f32 (exact).
+    /// Widens a block of f16.
+    fn from_f16(from: &[f16], to: &mut [Self]);
+    /// A value from f32 (exact).
     fn from_f32(value: f32) -> Self;
 }
 
@@ -163,6 +167,9 @@ impl Compute for f32 {
     fn to_f16(from: &[f32], to: &mut [f16]) {
         to.convert_from_f32_slice(from);
     }
+    fn from_f16(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
     #[inline(always)]
     fn from_f32(value: f32) -> f32 {
         value
@@ -178,6 +185,9 @@ impl Compute for f64 {
     }
     fn to_f16(from: &[f64], to: &mut [f16]) {
         to.convert_from_f64_slice(from);
+    }
+    fn from_f16(from: &[f16], to: &mut [f64]) {
+        from.convert_to_f64_slice(to);
     }
     #[inline(always)]
     fn from_f32(value: f32) -> f64 {
@@ -337,6 +347,10 @@ impl Source {
                 DType::BF16 => self.convert(position, stride, out, |x: bf16| {
                     T::from_f32(f32::from_bits(u32::from(x.to_bits()) << 16))
                 }),
+                DType::F16 if stride == 1 => {
+                    let from = self.start.cast::<f16>().offset(position);
+                    T::from_f16(std::slice::from_raw_parts(from, out.len()), out);
+                }
                 DType::Bool => {
                     self.convert(
                         position,

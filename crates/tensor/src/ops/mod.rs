@@ -4,14 +4,24 @@ mod accumulate;
 mod binary;
 mod cast;
 mod cat;
+mod compare;
+mod complex;
+mod copy;
+mod create;
 mod elementwise;
 pub mod expr;
 mod fused;
+mod index;
+mod matmul;
 mod reduce;
+mod scan;
+mod sort;
+mod specs;
 mod unary;
 mod view;
 
 pub(crate) use accumulate::accumulate;
+pub use specs::SPECS;
 
 use crate::{Error, Inputs, Result, Tensor};
 

@@ -1,140 +1,357 @@
-//! Sums along dimensions.
+//! Reductions along dimensions: sums, products, extremes, truth values, and where the extreme is.
+//!
+//! A tensor is seen as `outer x count x inner`, and `count` is folded. Floats are folded in f64 (the
+//! loop waits for memory, and no digits are lost), integers in i64, complex sums in their own type.
+//! Long folds are cut into parts by the shape alone and joined in a fixed order, so that results have
+//! the same bits on any number of threads; lanes are fixed too, so that they do not depend on the
+//! instruction set. NaN wins every maximum and minimum, as in every other library of the field.
+
+mod fold;
+mod methods;
 
 use super::cast::Number;
+use super::expr::Expr;
+use super::fused::apply_expr;
 use crate::{
     Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Shape, Tensor, apply,
+    match_dtype,
 };
-use danaus_runtime::threads::{self, SharedMut};
+use fold::{Extent, Fold, fold};
 use num_complex::Complex;
 
-/// Sums over `outer x [reduced] x inner`, keeping outer and inner.
-struct Sum {
-    dim: usize,
+/// What a reduction computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sum,
+    Product,
+    Max,
+    Min,
+    Any,
+    All,
 }
 
-impl Op for Sum {
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Sum => "sum",
+            Kind::Product => "prod",
+            Kind::Max => "max",
+            Kind::Min => "min",
+            Kind::Any => "any",
+            Kind::All => "all",
+        }
+    }
+}
+
+/// Folds the neighbouring dimensions `first..=last`, which stay with size 1.
+struct Reduce {
+    kind: Kind,
+    first: usize,
+    last: usize,
+    shape: Shape,
+}
+
+impl Reduce {
+    fn extent(&self) -> Extent {
+        let product = |dims: &[usize]| dims.iter().product();
+        Extent {
+            outer: product(&self.shape[..self.first]),
+            count: product(&self.shape[self.first..=self.last]),
+            inner: product(&self.shape[self.last + 1..]),
+        }
+    }
+}
+
+impl Op for Reduce {
     fn name(&self) -> &'static str {
-        "sum"
+        self.kind.name()
     }
 
     fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
         let x = super::required(self.name(), inputs, 0)?;
-        if matches!(x.dtype(), DType::Bool) {
-            let allowed = "a number (cast with to_dtype)";
+        let allowed = match self.kind {
+            Kind::Sum if x.dtype() != DType::Bool => None,
+            Kind::Sum => Some("a number (cast with to_dtype)"),
+            Kind::Any | Kind::All if x.dtype() == DType::Bool => None,
+            Kind::Any | Kind::All => Some("bool"),
+            _ if x.dtype().is_float() || x.dtype().is_int() => None,
+            _ => Some("a float or integer dtype"),
+        };
+        if let Some(allowed) = allowed {
             return Err(Error::dtype(self.name(), "x", x.dtype(), allowed));
         }
-        let mut dims = x.dims().to_vec();
-        dims[self.dim] = 1;
+        if matches!(self.kind, Kind::Max | Kind::Min) && self.extent().count == 0 {
+            let expected = "at least one element along the dimension";
+            return Err(Error::shape(self.name(), "x", x.shape(), expected));
+        }
+        let mut dims = self.shape.to_vec();
+        dims[self.first..=self.last].fill(1);
         Ok(vec![Meta::new(dims, x.dtype())])
     }
 
     fn saves(&self) -> Saves {
-        Saves::inputs(&[0])
+        match self.kind {
+            Kind::Product => Saves::inputs(&[0]).and_outputs(&[0]),
+            Kind::Max | Kind::Min => Saves::inputs(&[0]),
+            _ => Saves::none(),
+        }
     }
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = super::required(self.name(), inputs, 0)?.contiguous()?;
-        let out = &mut outputs[0];
+        let (extent, out) = (self.extent(), &mut outputs[0]);
         match x.dtype() {
-            DType::I64 => sum_dim::<i64, i64>(&x, self.dim, out, |v| v, |s| s),
-            DType::C64 => sum_dim::<Complex<f32>, _>(&x, self.dim, out, |v| v, |s| s),
-            DType::C128 => sum_dim::<Complex<f64>, _>(&x, self.dim, out, |v| v, |s| s),
-            // f64 sums cost nothing here (the loop waits for memory) and lose no digits.
-            dtype => crate::match_dtype!(dtype, T => {
-                sum_dim::<T, f64>(&x, self.dim, out, |v| v.to_f64(), T::from_f64)
+            DType::C64 => sum_complex::<f32>(&x, extent, out),
+            DType::C128 => sum_complex::<f64>(&x, extent, out),
+            DType::I64 => self.run_as::<i64, i64>(&x, out, |v| v, |v| v),
+            dtype if dtype.is_int() => match_dtype!(dtype, T => {
+                self.run_as::<T, i64>(&x, out, |v| v.to_f64() as i64, |v| T::from_f64(v as f64))
+            }),
+            dtype => match_dtype!(dtype, T => {
+                self.run_as::<T, f64>(&x, out, |v| v.to_f64(), T::from_f64)
             }),
         }
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
-        let shape = ctx.input(0)?.shape();
-        Ok(vec![ctx.grads[0].as_ref().map(|grad| grad.broadcast_to(shape)).transpose()?])
+        let Some(grad) = &ctx.grads[0] else { return Ok(vec![None]) };
+        let dx = match self.kind {
+            Kind::Sum => grad.broadcast_to(&self.shape)?,
+            Kind::Product => self.product_gradient(ctx, grad)?,
+            Kind::Max | Kind::Min => {
+                let Extent { outer, count, inner } = self.extent();
+                let x = ctx.input(0)?.reshape([outer, count, inner])?;
+                let index = if self.kind == Kind::Max { x.argmax(1)? } else { x.argmin(1)? }
+                    .unsqueeze(1)?;
+                let zeros = Tensor::zeros(x.shape(), grad.dtype(), &grad.device())?;
+                let grad = grad.reshape([outer, 1, inner])?;
+                zeros.scatter_add(1, &index, &grad)?.reshape(&self.shape)?
+            }
+            Kind::Any | Kind::All => return Ok(vec![None]),
+        };
+        Ok(vec![Some(dx)])
     }
 }
 
-fn sum_dim<T: Element, A: Copy + Default + std::ops::Add<Output = A>>(
-    x: &Tensor,
-    dim: usize,
-    out: &mut Tensor,
-    widen: impl Fn(T) -> A + Sync + Send,
-    narrow: impl Fn(A) -> T + Sync + Send,
-) -> Result<()> {
-    let inner: usize = x.dims()[dim + 1..].iter().product();
-    let count = x.dims()[dim];
-    let source = x.as_slice::<T>()?;
-    let target = out.as_slice_mut::<T>()?;
-    let len = target.len();
-    let (tasks, per_task) = threads::split(len, (1usize << 14).div_ceil(count.max(1)));
-    let shared = SharedMut::new(target);
-    threads::for_each(tasks, |task| {
-        let start = task * per_task;
-        // SAFETY: tasks cover disjoint ranges of the slice.
-        let part = unsafe { shared.slice(start, per_task.min(len.saturating_sub(start))) };
-        for (offset, value) in part.iter_mut().enumerate() {
-            let (outer, column) = ((start + offset) / inner, (start + offset) % inner);
-            let mut lanes = [A::default(); 8];
-            for row in 0..count {
-                let element = widen(source[(outer * count + row) * inner + column]);
-                lanes[row % 8] = lanes[row % 8] + element;
-            }
-            let [a, b, c, d, e, f, g, h] = lanes;
-            *value = narrow(((a + e) + (c + g)) + ((b + f) + (d + h)));
+impl Reduce {
+    fn run_as<T: Element, V: Value>(
+        &self,
+        x: &Tensor,
+        out: &mut Tensor,
+        widen: impl Fn(T) -> V + Copy + Sync + Send,
+        narrow: impl Fn(V) -> T + Copy + Sync + Send,
+    ) -> Result<()> {
+        let (extent, x, out) = (self.extent(), x.as_slice::<T>()?, out.as_slice_mut::<T>()?);
+        match self.kind {
+            Kind::Sum => fold(extent, x, out, widen, narrow, Sum),
+            Kind::Product => fold(extent, x, out, widen, narrow, Product),
+            Kind::Max => fold(extent, x, out, widen, narrow, Max(V::LOWEST)),
+            Kind::Min => fold(extent, x, out, widen, narrow, Min(V::HIGHEST)),
+            Kind::Any => fold(extent, x, out, widen, narrow, Max(V::ZERO)),
+            Kind::All => fold(extent, x, out, widen, narrow, Min(V::ONE)),
         }
-    });
+        Ok(())
+    }
+
+    /// The product of all others, without dividing by zero: with one zero only its own place gets a
+    /// gradient, with more none does.
+    fn product_gradient(&self, ctx: &Backward, grad: &Tensor) -> Result<Tensor> {
+        let (x, y) = (ctx.input(0)?, ctx.output(0)?);
+        let run = |kind, x: &Tensor| {
+            let (first, last, shape) = (self.first, self.last, self.shape.clone());
+            super::single(apply(Reduce { kind, first, last, shape }, &[Some(x)])?)
+        };
+        let formula =
+            |text, inputs: &[&Tensor]| apply_expr("prod", &Expr::parse(text)?, inputs, None);
+        let zeros = run(Kind::Sum, &formula("x0 == 0", &[x])?)?;
+        let others = run(Kind::Product, &formula("where(x0 == 0, 1, x0)", &[x])?)?;
+        let whole = "where(x3 == 0, x0 * x2 / x1, where(and(x3 == 1, x1 == 0), x0 * x4, 0))";
+        formula(whole, &[grad, x, y, &zeros, &others])
+    }
+}
+
+fn sum_complex<R>(x: &Tensor, extent: Extent, out: &mut Tensor) -> Result<()>
+where
+    Complex<R>: Element + std::ops::Add<Output = Complex<R>>,
+{
+    let (x, out) = (x.as_slice::<Complex<R>>()?, out.as_slice_mut::<Complex<R>>()?);
+    fold(extent, x, out, |v| v, |v| v, Sum);
     Ok(())
 }
 
-impl Tensor {
-    /// Sum along a dimension, which is kept with size 1.
-    ///
-    /// # Errors
-    /// When the dimension is out of range or the dtype is bool.
-    pub fn sum_keepdim(&self, dim: isize) -> Result<Tensor> {
-        let dim = self.layout().dim("sum", dim)?;
-        super::single(apply(Sum { dim }, &[Some(self)])?)
-    }
+/// Types that folds run in.
+trait Value:
+    Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + 'static
+    + std::ops::Add<Output = Self>
+    + std::ops::Mul<Output = Self>
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const LOWEST: Self;
+    const HIGHEST: Self;
+}
 
-    /// Sum along a dimension, which disappears.
-    ///
-    /// # Errors
-    /// When the dimension is out of range or the dtype is bool.
-    pub fn sum(&self, dim: isize) -> Result<Tensor> {
-        self.sum_keepdim(dim)?.squeeze(dim)
-    }
+impl Value for f64 {
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+    const LOWEST: f64 = f64::NEG_INFINITY;
+    const HIGHEST: f64 = f64::INFINITY;
+}
 
-    /// Sum of all elements, a scalar.
-    ///
-    /// # Errors
-    /// When the dtype is bool.
-    pub fn sum_all(&self) -> Result<Tensor> {
-        // Two steps keep every core busy on large tensors; their sizes depend on the shape alone.
-        let count = self.elem_count();
-        let rows = (1..=64usize).rev().find(|rows| count.is_multiple_of(*rows)).unwrap_or(1);
-        self.reshape([rows, count / rows])?.sum(1)?.sum(0)
-    }
+impl Value for i64 {
+    const ZERO: i64 = 0;
+    const ONE: i64 = 1;
+    const LOWEST: i64 = i64::MIN;
+    const HIGHEST: i64 = i64::MAX;
+}
 
-    /// Sum over the dimensions that broadcasting `shape` to this tensor's shape would stretch.
-    ///
-    /// # Errors
-    /// When `shape` does not broadcast to this tensor's shape.
-    pub fn sum_to(&self, shape: &Shape) -> Result<Tensor> {
-        if self.shape() == shape {
-            return Ok(self.clone());
-        }
-        let mut result = self.clone();
-        while result.rank() > shape.len() {
-            result = result.sum(0)?;
-        }
-        for dim in 0..shape.len() {
-            if shape[dim] == 1 && result.dims()[dim] != 1 {
-                result = result.sum_keepdim(dim as isize)?;
+#[derive(Clone, Copy)]
+struct Sum;
+
+impl<V: Copy + Default + Send + Sync + std::ops::Add<Output = V>> Fold<V> for Sum {
+    type State = V;
+    #[inline(always)]
+    fn start(&self) -> V {
+        V::default()
+    }
+    #[inline(always)]
+    fn step(&self, state: V, value: V, _: usize) -> V {
+        state + value
+    }
+    #[inline(always)]
+    fn join(&self, a: V, b: V) -> V {
+        a + b
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Product;
+
+impl<V: Value> Fold<V> for Product {
+    type State = V;
+    #[inline(always)]
+    fn start(&self) -> V {
+        V::ONE
+    }
+    #[inline(always)]
+    fn step(&self, state: V, value: V, _: usize) -> V {
+        state * value
+    }
+    #[inline(always)]
+    fn join(&self, a: V, b: V) -> V {
+        a * b
+    }
+}
+
+/// The largest value, at least the one given.
+#[derive(Clone, Copy)]
+struct Max<V>(V);
+
+/// The smallest value, at most the one given.
+#[derive(Clone, Copy)]
+struct Min<V>(V);
+
+macro_rules! extremes {
+    ($($name:ident $better:tt;)*) => { $(
+        impl<V: Value> Fold<V> for $name<V> {
+            type State = V;
+            #[inline(always)]
+            fn start(&self) -> V {
+                self.0
+            }
+            #[inline(always)]
+            #[allow(clippy::eq_op)]
+            fn step(&self, state: V, value: V, _: usize) -> V {
+                // A value that differs from itself is NaN; it stays.
+                if value $better state || value != value { value } else { state }
+            }
+            #[inline(always)]
+            fn join(&self, a: V, b: V) -> V {
+                self.step(a, b, 0)
             }
         }
-        if result.shape() == shape {
-            Ok(result)
-        } else {
-            let expected = format!("a shape that {shape} broadcasts to");
-            Err(Error::shape("sum_to", "tensor", self.shape(), expected))
+    )* };
+}
+
+extremes! {
+    Max >;
+    Min <;
+}
+
+/// Index of the largest (or smallest) value along `first..=last`; the first of equal ones, or the
+/// first NaN.
+struct ArgExtreme {
+    reduce: Reduce,
+}
+
+impl Op for ArgExtreme {
+    fn name(&self) -> &'static str {
+        if self.reduce.kind == Kind::Max { "argmax" } else { "argmin" }
+    }
+
+    fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
+        let mut metas = self.reduce.infer(inputs)?;
+        metas[0].dtype = DType::I64;
+        Ok(metas)
+    }
+
+    fn saves(&self) -> Saves {
+        Saves::none()
+    }
+
+    fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = super::required(self.name(), inputs, 0)?.contiguous()?;
+        let (extent, max) = (self.reduce.extent(), self.reduce.kind == Kind::Max);
+        let out = outputs[0].as_slice_mut::<i64>()?;
+        let position = |(_, index): (f64, usize)| index as i64;
+        match x.dtype() {
+            DType::I64 => {
+                let position = |(_, index): (i64, usize)| index as i64;
+                fold(extent, x.as_slice::<i64>()?, out, |v| v, position, Place { max });
+            }
+            dtype => match_dtype!(dtype, T => {
+                fold(extent, x.as_slice::<T>()?, out, |v| v.to_f64(), position, Place { max });
+            }),
         }
+        Ok(())
+    }
+
+    fn backward(&self, _: &Backward) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![None])
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    max: bool,
+}
+
+impl<V: Value> Fold<V> for Place {
+    /// The value and where it is; `usize::MAX` before the first.
+    type State = (V, usize);
+    #[inline(always)]
+    fn start(&self) -> (V, usize) {
+        (V::ZERO, usize::MAX)
+    }
+    #[inline(always)]
+    fn step(&self, state: (V, usize), value: V, index: usize) -> (V, usize) {
+        self.join(state, (value, index))
+    }
+    #[inline(always)]
+    #[allow(clippy::eq_op)]
+    fn join(&self, a: (V, usize), b: (V, usize)) -> (V, usize) {
+        if a.1 == usize::MAX || b.1 == usize::MAX {
+            return if a.1 == usize::MAX { b } else { a };
+        }
+        let (nan_a, nan_b) = (a.0 != a.0, b.0 != b.0);
+        let better = if self.max { b.0 > a.0 } else { b.0 < a.0 };
+        let equal = a.0 == b.0 || (nan_a && nan_b);
+        let second = (!nan_a && (nan_b || better)) || (equal && b.1 < a.1);
+        if second { b } else { a }
     }
 }

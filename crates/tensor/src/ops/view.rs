@@ -82,13 +82,7 @@ impl Tensor {
         }
         let layout = self.layout().narrow(dim, start, len, 1);
         Ok(record_view("narrow", self, layout, move |grad| {
-            let zeros = |count: usize| {
-                let mut dims = grad.dims().to_vec();
-                dims[dim] = count;
-                Tensor::zeros(dims, grad.dtype(), &grad.device())
-            };
-            let after = size - start - len;
-            Tensor::cat(&[&zeros(start)?, grad, &zeros(after)?], dim as isize)
+            grad.pad(dim as isize, start, size - start - len, 0.0)
         }))
     }
 
