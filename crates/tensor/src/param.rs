@@ -37,6 +37,14 @@ impl Param {
         Self(Arc::new(Inner { name, decay, value: Mutex::new(value.tracked()) }))
     }
 
+    /// A parameter outside of any builder, for shards and conversions.
+    ///
+    /// # Errors
+    /// When there is no memory for its own copy.
+    pub fn from_tensor(name: &str, decay: bool, value: &Tensor) -> Result<Self> {
+        Ok(Self::new(name.to_string(), decay, value.detach().copy()?))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Tensor> {
         // The tensor is replaced as a whole, so a panic elsewhere leaves a valid one.
         self.0.value.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -169,6 +177,16 @@ pub trait TensorSource: Send + Sync {
 enum Source {
     Init { seed: u64 },
     Load(Arc<dyn TensorSource>),
+    Borrow(Arc<dyn TensorSource>),
+}
+
+impl Source {
+    fn tensors(&self) -> Option<&Arc<dyn TensorSource>> {
+        match self {
+            Source::Init { .. } => None,
+            Source::Load(source) | Source::Borrow(source) => Some(source),
+        }
+    }
 }
 
 /// Makes parameters under a prefix. Cloning (and [`ParamBuilder::pp`]) shares the collection.
@@ -190,6 +208,12 @@ impl ParamBuilder {
     /// Parameters read from a source and converted to `dtype`.
     pub fn load(source: Arc<dyn TensorSource>, dtype: DType, device: Device) -> Self {
         Self::with_source(Source::Load(source), dtype, device)
+    }
+
+    /// Parameters that are the source's tensors themselves, with their history: gradients reach whatever
+    /// they were computed from. For calling a layer as an operator.
+    pub fn borrow(source: Arc<dyn TensorSource>, dtype: DType, device: Device) -> Self {
+        Self::with_source(Source::Borrow(source), dtype, device)
     }
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
@@ -230,9 +254,9 @@ impl ParamBuilder {
 
     /// Whether a source to load from has a tensor of that name (always true for new models).
     pub fn contains(&self, name: &str) -> Result<bool> {
-        match &self.source {
-            Source::Init { .. } => Ok(true),
-            Source::Load(source) => Ok(source.tensor(&self.full_name(name))?.is_some()),
+        match self.source.tensors() {
+            None => Ok(true),
+            Some(source) => Ok(source.tensor(&self.full_name(name))?.is_some()),
         }
     }
 
@@ -244,10 +268,12 @@ impl ParamBuilder {
         let name = self.full_name(name);
         let value = match &self.source {
             Source::Init { seed } => initial(&Rng::named(*seed, &name), &shape, init)?,
-            Source::Load(source) => source.tensor(&name)?.ok_or_else(|| {
-                let (given, valid) = ("missing", format!("a tensor {shape} in the checkpoint"));
-                Error::argument("load", name.clone(), given, valid)
-            })?,
+            Source::Load(source) | Source::Borrow(source) => {
+                source.tensor(&name)?.ok_or_else(|| {
+                    let (given, valid) = ("missing", format!("a tensor {shape} in the checkpoint"));
+                    Error::argument("load", name.clone(), given, valid)
+                })?
+            }
         };
         if value.shape() != &shape {
             return Err(Error::shape("load", name, value.shape(), shape.to_string()));
@@ -258,7 +284,10 @@ impl ParamBuilder {
         }
         // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
         let value = value.to_dtype(self.dtype)?;
-        let param = Param::new(name, decay, value);
+        let param = match self.source {
+            Source::Borrow(_) => Param(Arc::new(Inner { name, decay, value: Mutex::new(value) })),
+            _ => Param::new(name, decay, value),
+        };
         made.push(param.clone());
         Ok(param)
     }
@@ -272,9 +301,9 @@ impl ParamBuilder {
     pub fn unused(&self) -> Vec<String> {
         let params = self.params();
         let taken: BTreeSet<&str> = params.iter().map(Param::name).collect();
-        match &self.source {
-            Source::Init { .. } => Vec::new(),
-            Source::Load(source) => {
+        match self.source.tensors() {
+            None => Vec::new(),
+            Some(source) => {
                 source.names().into_iter().filter(|name| !taken.contains(name.as_str())).collect()
             }
         }

@@ -2,6 +2,7 @@
 
 use super::cast::Number;
 use super::copy::{fill, place};
+use crate::tape::record_views;
 use crate::{Backward, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype};
 
 struct Cat {
@@ -174,11 +175,26 @@ impl Tensor {
             return Err(Error::argument("split", "sizes", format!("{sizes:?}"), valid));
         }
         let mut start = 0;
-        let part = |&size: &usize| {
+        let layout = |&size: &usize| {
             start += size;
-            self.narrow(dim, start - size, size)
+            self.layout().narrow(index, start - size, size, 1)
         };
-        sizes.iter().map(part).collect()
+        let layouts = sizes.iter().map(layout).collect();
+        let (shape, sizes) = (self.shape().clone(), sizes.to_vec());
+        let (dtype, device) = (self.dtype(), self.device());
+        Ok(record_views("split", self, layouts, move |grads| {
+            let part = |(grad, &size): (&Option<Tensor>, &usize)| match grad {
+                Some(grad) => Ok(grad.clone()),
+                None => {
+                    let mut dims = shape.to_vec();
+                    dims[index] = size;
+                    Tensor::zeros(dims, dtype, &device)
+                }
+            };
+            let parts: Vec<Tensor> = grads.iter().zip(&sizes).map(part).collect::<Result<_>>()?;
+            let borrowed: Vec<&Tensor> = parts.iter().collect();
+            Tensor::cat(&borrowed, index as isize)
+        }))
     }
 
     /// `count` consecutive parts of equal size along a dimension; the last one may be smaller.

@@ -163,5 +163,34 @@ pub(crate) fn record_view(
     source.with_layout(layout, lineage)
 }
 
+/// Connects several views of one tensor to it with a single node, whose rule sees all cotangents at
+/// once: parts of a projection get their gradients joined in one pass instead of padded and summed.
+pub(crate) fn record_views(
+    name: &'static str,
+    source: &Tensor,
+    layouts: Vec<crate::Layout>,
+    pull: impl Fn(&[Option<Tensor>]) -> Result<Tensor> + Send + 'static,
+) -> Vec<Tensor> {
+    struct ViewsRule<F>(F);
+    impl<F: Fn(&[Option<Tensor>]) -> Result<Tensor> + Send> Rule for ViewsRule<F> {
+        fn pull(
+            &self,
+            grads: &[Option<Tensor>],
+            _: &mut dyn FnMut(Leafy),
+        ) -> Result<Vec<Option<Tensor>>> {
+            Ok(vec![Some((self.0)(grads)?)])
+        }
+    }
+    if !(is_recording() && source.is_tracked() && source.dtype().is_differentiable()) {
+        let plain = |layout| source.with_layout(layout, Lineage::None);
+        return layouts.into_iter().map(plain).collect();
+    }
+    let parents = vec![Parent::of(Some(source))];
+    let node = Node::new(name, parents, layouts.len(), Box::new(ViewsRule(pull)));
+    let view =
+        |(position, layout)| source.with_layout(layout, Lineage::Node(node.clone(), position));
+    layouts.into_iter().enumerate().map(view).collect()
+}
+
 #[cfg(test)]
 mod tests;

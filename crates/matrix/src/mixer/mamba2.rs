@@ -1,0 +1,395 @@
+//! The Mamba-2 block: gated state space duality with a short convolution.
+//!
+//! ```text
+//! [z0, x0], z, xBC, dt = x W_in^T         (the MLP pair only when d_ssm < expand d_model)
+//! x, B, C = silu(conv1d(xBC));  y = ssd(x, softplus(dt + dt_bias), -e^(A_log), B, C) + D x
+//! out = [silu(z0) x0, norm(y silu(z))] W_out^T
+//! ```
+//!
+//! Parameters carry the names of the published checkpoints: `in_proj.weight`, `conv1d.weight`
+//! `[channels, 1, width]`, `conv1d.bias`, `dt_bias`, `A_log`, `D`, `norm.weight`, `out_proj.weight`.
+//! Source: Dao and Gu, Transformers are SSMs, ICML 2024.
+
+use super::{SequenceMixer, check_states, foreign_state};
+use crate::state::RecurrentState;
+use crate::structured::Format;
+use crate::{LayerState, SeqBatch, StructuredMatrix};
+use danaus_kernel::ops::activation::swiglu;
+use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
+use danaus_kernel::ops::linear::Extras;
+use danaus_kernel::ops::rms_norm_gated::{RmsNormGatedOptions, rms_norm_gated};
+use danaus_kernel::ops::ssd::{SsdInputs, SsdOptions, ssd};
+use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Shape and options of a Mamba-2 block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mamba2Config {
+    /// Width of a head's state.
+    pub d_state: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Inner width over `d_model`.
+    pub expand: usize,
+    /// Groups of heads that share B and C.
+    pub n_groups: usize,
+    /// Inner features that go through the scan; default all, the rest is a gated MLP.
+    pub d_ssm: Option<usize>,
+    /// Taps of the convolution.
+    pub conv_width: usize,
+    /// Upper bound on the tokens of a chunk.
+    pub chunk_size: usize,
+    /// Whether the gated output is normalised.
+    pub rms_norm: bool,
+}
+
+impl Default for Mamba2Config {
+    fn default() -> Self {
+        Self {
+            d_state: 128,
+            head_dim: 64,
+            expand: 2,
+            n_groups: 1,
+            d_ssm: None,
+            conv_width: 4,
+            chunk_size: 256,
+            rms_norm: true,
+        }
+    }
+}
+
+/// Widths that follow from a config.
+#[derive(Clone, Copy)]
+struct Widths {
+    d_ssm: usize,
+    d_mlp: usize,
+    n_heads: usize,
+    /// Features of B (and of C).
+    bc: usize,
+}
+
+impl Widths {
+    fn conv(&self) -> usize {
+        self.d_ssm + 2 * self.bc
+    }
+
+    fn projected(&self) -> usize {
+        2 * self.d_mlp + self.d_ssm + self.conv() + self.n_heads
+    }
+}
+
+impl Mamba2Config {
+    fn widths(&self, d_model: usize) -> Widths {
+        let d_inner = self.expand * d_model;
+        let d_ssm = self.d_ssm.unwrap_or(d_inner);
+        let n_heads = d_ssm / self.head_dim.max(1);
+        Widths {
+            d_ssm,
+            d_mlp: d_inner.saturating_sub(d_ssm),
+            n_heads,
+            bc: self.n_groups * self.d_state,
+        }
+    }
+
+    /// Refuses shapes that do not fit `d_model`.
+    ///
+    /// # Errors
+    /// Naming the field.
+    pub fn check(&self, d_model: usize) -> Result<()> {
+        let widths = self.widths(d_model);
+        let refuse = |field: &str, given: usize, valid: String| {
+            Err(Error::argument("config", format!("mamba2.{field}"), given, valid))
+        };
+        if self.d_state == 0 || self.d_state > 256 {
+            return refuse("d_state", self.d_state, "1..=256".into());
+        }
+        if widths.d_ssm == 0 || widths.d_ssm > self.expand * d_model {
+            let valid = format!("1..={} (expand d_model)", self.expand * d_model);
+            return refuse("d_ssm", widths.d_ssm, valid);
+        }
+        if self.head_dim == 0 || !widths.d_ssm.is_multiple_of(self.head_dim) {
+            return refuse("head_dim", self.head_dim, format!("a divisor of {}", widths.d_ssm));
+        }
+        if self.n_groups == 0 || !widths.n_heads.is_multiple_of(self.n_groups) {
+            return refuse(
+                "n_groups",
+                self.n_groups,
+                format!("a divisor of {} heads", widths.n_heads),
+            );
+        }
+        if !(1..=8).contains(&self.conv_width) {
+            return refuse("conv_width", self.conv_width, "1..=8".into());
+        }
+        if self.chunk_size == 0 {
+            return refuse("chunk_size", 0, "at least 1".into());
+        }
+        Ok(())
+    }
+
+    /// Number of parameter elements.
+    pub fn elem_count(&self, d_model: usize, format: Format) -> usize {
+        let widths = self.widths(d_model);
+        let norm = if self.rms_norm { widths.d_ssm } else { 0 };
+        format.elem_count(widths.projected(), d_model)
+            + format.elem_count(d_model, widths.d_ssm + widths.d_mlp)
+            + widths.conv() * (self.conv_width + 1)
+            + 3 * widths.n_heads
+            + norm
+    }
+}
+
+/// A step size log-uniform in [1e-3, 1e-1], floored at 1e-4, taken back through softplus.
+fn initial_dt_bias(uniform: f64) -> f64 {
+    let (low, high) = (1e-3f64.ln(), 1e-1f64.ln());
+    let dt = (low + uniform * (high - low)).exp().max(1e-4);
+    dt + (-(-dt).exp_m1()).ln()
+}
+
+/// ln of a rate uniform in [1, 16].
+fn initial_a_log(uniform: f64) -> f64 {
+    (1.0 + 15.0 * uniform).ln()
+}
+
+/// The mixer.
+pub struct Mamba2 {
+    config: Mamba2Config,
+    widths: Widths,
+    in_proj: Box<dyn StructuredMatrix>,
+    out_proj: Box<dyn StructuredMatrix>,
+    conv_weight: Param,
+    conv_bias: Param,
+    dt_bias: Param,
+    a_log: Param,
+    d: Param,
+    norm: Option<Param>,
+}
+
+/// The parts of the input projection.
+struct Projected {
+    /// The gated MLP's result where there is one.
+    mlp: Option<Tensor>,
+    z: Tensor,
+    xbc: Tensor,
+    dt: Tensor,
+}
+
+impl Mamba2 {
+    /// Makes (or loads) the mixer. `depth_gain` scales the output projection, usually
+    /// `1 / sqrt(layers)`.
+    ///
+    /// # Errors
+    /// When the config does not fit `d_model`, or a tensor is missing or has another shape.
+    pub fn build(
+        params: &ParamBuilder,
+        config: &Mamba2Config,
+        d_model: usize,
+        format: Format,
+        depth_gain: f64,
+    ) -> Result<Self> {
+        config.check(d_model)?;
+        let widths = config.widths(d_model);
+        let (heads, channels, taps) = (widths.n_heads, widths.conv(), config.conv_width);
+        let bound = 1.0 / (taps as f64).sqrt();
+        let conv = params.pp("conv1d");
+        let spread = Init::Uniform(-bound, bound);
+        let norm = match config.rms_norm {
+            true => Some(params.pp("norm").param_no_decay(
+                "weight",
+                [widths.d_ssm],
+                Init::Constant(1.0),
+            )?),
+            false => None,
+        };
+        let inner = widths.d_ssm + widths.d_mlp;
+        Ok(Self {
+            in_proj: format.build(&params.pp("in_proj"), [widths.projected(), d_model], 1.0)?,
+            out_proj: format.build(&params.pp("out_proj"), [d_model, inner], depth_gain)?,
+            conv_weight: conv.param("weight", [channels, 1, taps], spread)?,
+            conv_bias: conv.param_no_decay("bias", [channels], spread)?,
+            dt_bias: params.param_no_decay("dt_bias", [heads], Init::Map(initial_dt_bias))?,
+            a_log: params.param_no_decay("A_log", [heads], Init::Map(initial_a_log))?,
+            d: params.param_no_decay("D", [heads], Init::Constant(1.0))?,
+            norm,
+            config: config.clone(),
+            widths,
+        })
+    }
+
+    fn project(&self, x: &Tensor) -> Result<Projected> {
+        let joined = self.in_proj.apply(x, Extras::default())?;
+        let Widths { d_ssm, d_mlp, n_heads, .. } = self.widths;
+        let sizes = [d_mlp, d_mlp, d_ssm, self.widths.conv(), n_heads];
+        let skip = if d_mlp == 0 { 2 } else { 0 };
+        let mut parts = joined.split(-1, &sizes[skip..])?.into_iter();
+        let mut next = || parts.next().ok_or_else(|| Error::internal("too few parts"));
+        let mlp = if d_mlp == 0 { None } else { Some(swiglu(&next()?, &next()?)?) };
+        Ok(Projected { mlp, z: next()?, xbc: next()?, dt: next()? })
+    }
+
+    /// Decay rates `-e^(A_log)`.
+    fn rates(&self) -> Result<Tensor> {
+        self.a_log.tensor().exp()?.neg()
+    }
+
+    /// Convolution, scan, gate, norm: packed tokens from `states` (conv, scan) or from nothing.
+    fn mix(
+        &self,
+        parts: &Projected,
+        batch: &SeqBatch,
+        states: Option<(&Tensor, &Tensor)>,
+    ) -> Result<(Tensor, [Tensor; 2])> {
+        let (weight, bias) = (self.conv_weight.tensor(), self.conv_bias.tensor());
+        let conv = ConvInputs {
+            x: &parts.xbc.unsqueeze(0)?,
+            weight: &weight,
+            bias: Some(&bias),
+            initial_states: states.map(|(conv, _)| conv),
+            seq_idx: None,
+            cu_seqlens: Some(batch.cu_seqlens()),
+        };
+        let options = ConvOptions { silu: true, channel_last: true };
+        let (xbc, conv_states) = causal_conv1d(&conv, &options)?;
+        let Widths { d_ssm, n_heads, bc, .. } = self.widths;
+        let xbc = xbc.split(-1, &[d_ssm, bc, bc])?;
+        let tokens = batch.tokens();
+        let heads = |x: &Tensor| x.reshape([1, tokens, n_heads, self.config.head_dim]);
+        let groups = |x: &Tensor| x.reshape([1, tokens, self.config.n_groups, self.config.d_state]);
+        let (x, b, c) = (heads(&xbc[0])?, groups(&xbc[1])?, groups(&xbc[2])?);
+        let (dt, a) = (parts.dt.unsqueeze(0)?, self.rates()?);
+        let (d, dt_bias) = (self.d.tensor(), self.dt_bias.tensor());
+        // Without a norm the gate belongs to the scan.
+        let gate = if self.norm.is_none() { Some(heads(&parts.z)?) } else { None };
+        let inputs = SsdInputs {
+            d: Some(&d),
+            z: gate.as_ref(),
+            dt_bias: Some(&dt_bias),
+            initial_states: states.map(|(_, scan)| scan),
+            cu_seqlens: Some(batch.cu_seqlens()),
+            ..SsdInputs::new(&x, &dt, &a, &b, &c)
+        };
+        let options = SsdOptions {
+            dt_softplus: true,
+            chunk_size: Some(self.config.chunk_size),
+            ..SsdOptions::default()
+        };
+        let (y, scan_states) = ssd(&inputs, &options)?;
+        let mut y = y.reshape([tokens, d_ssm])?;
+        if let Some(norm) = &self.norm {
+            let group_size = Some(d_ssm / self.config.n_groups);
+            let options = RmsNormGatedOptions { group_size, ..RmsNormGatedOptions::default() };
+            y = rms_norm_gated(&y, Some(&parts.z), &norm.tensor(), &options)?;
+        }
+        Ok((y, [conv_states, scan_states]))
+    }
+
+    fn finish(&self, mlp: Option<&Tensor>, y: Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let joined = mlp.map_or(Ok(y.clone()), |mlp| Tensor::cat(&[mlp, &y], -1))?;
+        self.out_proj.apply(&joined, Extras { residual, ..Extras::default() })
+    }
+}
+
+impl SequenceMixer for Mamba2 {
+    fn name(&self) -> &'static str {
+        "mamba2"
+    }
+
+    fn is_causal(&self) -> bool {
+        true
+    }
+
+    fn forward(&self, x: &Tensor, batch: &SeqBatch, residual: Option<&Tensor>) -> Result<Tensor> {
+        batch.check("mamba2", x)?;
+        let parts = self.project(x)?;
+        let (y, _) = self.mix(&parts, batch, None)?;
+        self.finish(parts.mlp.as_ref(), y, residual)
+    }
+
+    fn init_state(&self, dtype: DType) -> Result<LayerState> {
+        let wide = dtype.accumulator();
+        let conv = [1, self.widths.conv(), self.config.conv_width - 1];
+        let scan = [1, self.widths.n_heads, self.config.head_dim, self.config.d_state];
+        Ok(LayerState::Recurrent(RecurrentState {
+            conv: Tensor::zeros(conv, wide, &Device::Cpu)?,
+            scan: Tensor::zeros(scan, wide, &Device::Cpu)?,
+        }))
+    }
+
+    fn advance(
+        &self,
+        x: &Tensor,
+        batch: &SeqBatch,
+        states: &mut [&mut LayerState],
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        batch.check("mamba2", x)?;
+        check_states("mamba2", batch, states.len())?;
+        let (mut convs, mut scans) = (Vec::new(), Vec::new());
+        for state in states.iter() {
+            let LayerState::Recurrent(state) = &**state else {
+                return Err(foreign_state("mamba2"));
+            };
+            convs.push(&state.conv);
+            scans.push(&state.scan);
+        }
+        let (conv, scan) = (Tensor::cat(&convs, 0)?, Tensor::cat(&scans, 0)?);
+        let parts = self.project(x)?;
+        let (y, [conv, scan]) = self.mix(&parts, batch, Some((&conv, &scan)))?;
+        for (index, state) in states.iter_mut().enumerate() {
+            let own = |all: &Tensor| all.narrow(0, index, 1)?.copy();
+            **state =
+                LayerState::Recurrent(RecurrentState { conv: own(&conv)?, scan: own(&scan)? });
+        }
+        self.finish(parts.mlp.as_ref(), y, residual)
+    }
+
+    fn dense(&self, x: &Tensor) -> Result<Tensor> {
+        // The scan of one-hot values reads the matrix off: heads see the identity, one block of
+        // columns at a time, without D and gate.
+        let batch = SeqBatch::from_lengths(&[x.dims()[0]])?;
+        let parts = self.project(x)?;
+        let Widths { d_ssm, n_heads, bc, .. } = self.widths;
+        let (weight, bias) = (self.conv_weight.tensor(), self.conv_bias.tensor());
+        let conv = ConvInputs {
+            x: &parts.xbc.unsqueeze(0)?,
+            weight: &weight,
+            bias: Some(&bias),
+            initial_states: None,
+            seq_idx: None,
+            cu_seqlens: Some(batch.cu_seqlens()),
+        };
+        let (xbc, _) = causal_conv1d(&conv, &ConvOptions { silu: true, channel_last: true })?;
+        let tokens = batch.tokens();
+        let groups = |x: &Tensor| x.reshape([1, tokens, self.config.n_groups, self.config.d_state]);
+        let xbc = xbc.split(-1, &[d_ssm, bc, bc])?;
+        let (b, c) = (groups(&xbc[1])?, groups(&xbc[2])?);
+        let (dt, a, dt_bias) = (parts.dt.unsqueeze(0)?, self.rates()?, self.dt_bias.tensor());
+        let mut columns = Vec::new();
+        for start in (0..tokens).step_by(64) {
+            let width = 64.min(tokens - start);
+            let mut values = vec![0f64; tokens * n_heads * width];
+            for token in start..start + width {
+                for head in 0..n_heads {
+                    values[(token * n_heads + head) * width + token - start] = 1.0;
+                }
+            }
+            let one_hot = Tensor::from_vec(values, [1, tokens, n_heads, width], &Device::Cpu)?;
+            let one_hot = one_hot.to_dtype(x.dtype())?;
+            let inputs =
+                SsdInputs { dt_bias: Some(&dt_bias), ..SsdInputs::new(&one_hot, &dt, &a, &b, &c) };
+            let options = SsdOptions { dt_softplus: true, ..SsdOptions::default() };
+            let (part, _) = ssd(&inputs, &options)?;
+            columns.push(part.squeeze(0)?.transpose(0, 1)?);
+        }
+        let borrowed: Vec<&Tensor> = columns.iter().collect();
+        Tensor::cat(&borrowed, -1)
+    }
+
+    fn flops(&self, batch: &SeqBatch) -> u64 {
+        let Widths { d_ssm, .. } = self.widths;
+        let (tokens, n, chunk) = (batch.tokens(), self.config.d_state, 64);
+        let scan = tokens * (d_ssm * (chunk + 4 * n) + self.config.n_groups * chunk * n);
+        let conv = 2 * tokens * self.widths.conv() * self.config.conv_width;
+        self.in_proj.flops(tokens) + self.out_proj.flops(tokens) + (scan + conv) as u64
+    }
+}

@@ -1,0 +1,125 @@
+//! Mixers as operators: `danaus op run block.mamba2` with parameters as inputs.
+
+use super::{Attention, AttentionConfig, Mamba2, Mamba2Config, SequenceMixer};
+use crate::SeqBatch;
+use crate::structured::Format;
+use danaus_tensor::registry::{Arg, Args, Attr, Kind, OpSpec};
+use danaus_tensor::{Error, ParamBuilder, Result, Tensor};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const U: Arg = Arg::float("u", "batch seqlen d_model");
+
+/// `block.attention`, `block.mamba2`.
+pub const SPECS: &[OpSpec] = &[
+    OpSpec {
+        name: "block.attention",
+        summary: "causal softmax attention with its projections",
+        inputs: &[
+            U,
+            Arg::float("param.qkv.weight", "(n_heads+2*n_kv_heads)*head_dim d_model"),
+            Arg::float("param.out.weight", "d_model n_heads*head_dim"),
+            Arg::float("param.qkv.bias", "(n_heads+2*n_kv_heads)*head_dim").optional(),
+            Arg::float("param.out.bias", "d_model").optional(),
+        ],
+        attributes: &[
+            Attr::new("n_heads", Kind::Int, "1", "query heads"),
+            Attr::new("n_kv_heads", Kind::Int, "", "key and value heads, default n_heads"),
+            Attr::new("head_dim", Kind::Int, "", "default d_model / n_heads"),
+            Attr::new("rope_theta", Kind::Float, "", "base of the rotary angles, absent: none"),
+            Attr::new("window", Kind::Int, "", "keys visible to the left, absent: all"),
+            Attr::new("softcap", Kind::Float, "", "cap of the scores, absent: none"),
+        ],
+        outputs: &["y"],
+        call: call_attention,
+    },
+    OpSpec {
+        name: "block.mamba2",
+        summary: "the Mamba-2 block: projection, convolution, scan, gated norm, projection",
+        inputs: &[
+            U,
+            Arg::float("param.in_proj.weight", "projected d_model"),
+            Arg::float("param.conv1d.weight", "channels 1 width"),
+            Arg::float("param.conv1d.bias", "channels"),
+            Arg::float("param.dt_bias", "n_heads"),
+            Arg::float("param.A_log", "n_heads"),
+            Arg::float("param.D", "n_heads"),
+            Arg::float("param.norm.weight", "d_ssm").optional(),
+            Arg::float("param.out_proj.weight", "d_model d_inner"),
+        ],
+        attributes: &[
+            Attr::new("d_state", Kind::Int, "128", "width of a head's state"),
+            Attr::new("head_dim", Kind::Int, "64", "width of a head"),
+            Attr::new("expand", Kind::Int, "2", "inner width over d_model"),
+            Attr::new("n_groups", Kind::Int, "1", "groups of heads that share B and C"),
+            Attr::new("d_ssm", Kind::Int, "", "features that are scanned, default all"),
+            Attr::new("chunk_size", Kind::Int, "256", "tokens of a chunk at most"),
+        ],
+        outputs: &["y"],
+        call: call_mamba2,
+    },
+];
+
+fn count(args: &Args, op: &'static str, name: &'static str) -> Result<Option<usize>> {
+    let Some(given) = args.int(name)? else { return Ok(None) };
+    let valid = "a whole number from 0";
+    usize::try_from(given).map(Some).map_err(|_| Error::argument(op, name, given, valid))
+}
+
+/// The parameters given as inputs, and the shape of `u`.
+fn inputs(args: &Args, spec: &OpSpec) -> Result<(ParamBuilder, Tensor, [usize; 3])> {
+    let u = args.input("u")?;
+    let &[batch, length, d_model] = u.dims() else {
+        return Err(Error::shape(spec.name, "u", u.shape(), "[batch, seqlen, d_model]"));
+    };
+    let named = spec.inputs.iter().filter_map(|arg| {
+        Some((arg.name.strip_prefix("param.")?.to_string(), args.optional(arg.name)?.clone()))
+    });
+    let source: BTreeMap<String, Tensor> = named.collect();
+    let params = ParamBuilder::borrow(Arc::new(source), u.dtype(), u.device());
+    Ok((params, u.reshape([batch * length, d_model])?, [batch, length, d_model]))
+}
+
+fn run(
+    mixer: &dyn SequenceMixer,
+    u: &Tensor,
+    [batch, length, d_model]: [usize; 3],
+) -> Result<Vec<Option<Tensor>>> {
+    let y = mixer.forward(u, &SeqBatch::equal(batch, length)?, None)?;
+    Ok(vec![Some(y.reshape([batch, length, d_model])?)])
+}
+
+fn call_attention(args: &Args) -> Result<Vec<Option<Tensor>>> {
+    const OP: &str = "block.attention";
+    let (params, u, shape) = inputs(args, &SPECS[0])?;
+    let config = AttentionConfig {
+        n_heads: count(args, OP, "n_heads")?.unwrap_or(1),
+        n_kv_heads: count(args, OP, "n_kv_heads")?,
+        head_dim: count(args, OP, "head_dim")?,
+        rope_theta: args.float("rope_theta")?,
+        window: count(args, OP, "window")?,
+        softcap: args.float("softcap")?,
+        bias: args.optional("param.qkv.bias").is_some(),
+    };
+    let mixer = Attention::build(&params, &config, shape[2], Format::Dense, shape[1])?;
+    run(&mixer, &u, shape)
+}
+
+fn call_mamba2(args: &Args) -> Result<Vec<Option<Tensor>>> {
+    const OP: &str = "block.mamba2";
+    let (params, u, shape) = inputs(args, &SPECS[1])?;
+    let default = Mamba2Config::default();
+    let taps = args.input("param.conv1d.weight")?.dims().last().copied().unwrap_or(0);
+    let config = Mamba2Config {
+        d_state: count(args, OP, "d_state")?.unwrap_or(default.d_state),
+        head_dim: count(args, OP, "head_dim")?.unwrap_or(default.head_dim),
+        expand: count(args, OP, "expand")?.unwrap_or(default.expand),
+        n_groups: count(args, OP, "n_groups")?.unwrap_or(default.n_groups),
+        d_ssm: count(args, OP, "d_ssm")?,
+        conv_width: taps,
+        chunk_size: count(args, OP, "chunk_size")?.unwrap_or(default.chunk_size),
+        rms_norm: args.optional("param.norm.weight").is_some(),
+    };
+    let mixer = Mamba2::build(&params, &config, shape[2], Format::Dense, 1.0)?;
+    run(&mixer, &u, shape)
+}

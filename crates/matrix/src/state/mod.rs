@@ -1,0 +1,74 @@
+//! States of causal mixers between steps: keys and values, or recurrent state and convolution inputs.
+//!
+//! A [`StatePool`] holds one slot per sequence and one [`LayerState`] per layer and slot. Whatever the
+//! mixer, a slot can be marked after each token, committed to any of the marks (speculative decoding
+//! keeps an accepted prefix), rolled back, snapshotted and restored. Recurrent states are values that
+//! share storage until they change, so a mark of one costs nothing; a mark of a key-value cache is a
+//! length.
+
+mod kv;
+mod pool;
+mod recurrent;
+
+pub use kv::KvState;
+pub use pool::{Slot, Snapshot, StatePool};
+pub use recurrent::RecurrentState;
+
+use danaus_tensor::Result;
+
+/// The state of one layer for one sequence.
+#[derive(Clone)]
+pub enum LayerState {
+    /// Keys and values of all tokens so far.
+    Kv(KvState),
+    /// A state of fixed size.
+    Recurrent(RecurrentState),
+}
+
+/// A point that a state can return to.
+#[derive(Clone)]
+pub enum Mark {
+    /// So many tokens in the cache.
+    Tokens(usize),
+    /// The state itself.
+    Value(RecurrentState),
+}
+
+impl LayerState {
+    /// The present point.
+    pub fn mark(&self) -> Mark {
+        match self {
+            Self::Kv(state) => Mark::Tokens(state.len()),
+            Self::Recurrent(state) => Mark::Value(state.clone()),
+        }
+    }
+
+    /// Returns to a point marked on this state.
+    pub fn rewind(&mut self, mark: &Mark) {
+        match (self, mark) {
+            (Self::Kv(state), Mark::Tokens(len)) => state.truncate(*len),
+            (Self::Recurrent(state), Mark::Value(value)) => *state = value.clone(),
+            // A mark belongs to the state it was made by; the pool keeps them together.
+            _ => {}
+        }
+    }
+
+    /// Bytes in use.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Kv(state) => state.bytes(),
+            Self::Recurrent(state) => state.bytes(),
+        }
+    }
+
+    /// Feeds the content to a hash.
+    pub(crate) fn digest(&self, hasher: &mut impl std::hash::Hasher) -> Result<()> {
+        match self {
+            Self::Kv(state) => state.digest(hasher),
+            Self::Recurrent(state) => state.digest(hasher),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

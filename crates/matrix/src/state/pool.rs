@@ -1,0 +1,212 @@
+//! Slots: the states of many sequences.
+
+use super::{LayerState, Mark};
+use danaus_tensor::{Error, Result};
+use std::hash::{DefaultHasher, Hasher};
+
+/// A sequence's place in a pool. A released slot's handle is refused from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slot {
+    index: usize,
+    generation: u64,
+}
+
+/// A copy of a slot's committed state; restoring it does not consume it.
+#[derive(Clone)]
+pub struct Snapshot {
+    tokens: usize,
+    layers: Vec<LayerState>,
+}
+
+impl Snapshot {
+    /// Tokens the state has seen.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+struct Entry {
+    layers: Vec<LayerState>,
+    tokens: usize,
+    /// Points after each token appended since the last commit, and before the first.
+    marks: Vec<Vec<Mark>>,
+}
+
+/// States of up to a fixed number of sequences.
+pub struct StatePool {
+    fresh: Vec<LayerState>,
+    entries: Vec<Option<Entry>>,
+    generations: Vec<u64>,
+}
+
+impl StatePool {
+    /// A pool of `capacity` slots whose layers start as `fresh`.
+    pub fn new(fresh: Vec<LayerState>, capacity: usize) -> Self {
+        let entries = (0..capacity).map(|_| None).collect();
+        Self { fresh, entries, generations: vec![0; capacity] }
+    }
+
+    /// Takes a free slot with fresh states.
+    ///
+    /// # Errors
+    /// When all slots are taken.
+    pub fn reserve(&mut self) -> Result<Slot> {
+        let Some(index) = self.entries.iter().position(Option::is_none) else {
+            let valid = "a free slot; release one or make a larger pool";
+            let given = format!("all {} slots taken", self.entries.len());
+            return Err(Error::argument("state pool", "reserve", given, valid));
+        };
+        let layers = self.fresh.clone();
+        self.entries[index] = Some(Entry { layers, tokens: 0, marks: Vec::new() });
+        Ok(Slot { index, generation: self.generations[index] })
+    }
+
+    /// Gives a slot back.
+    ///
+    /// # Errors
+    /// When it was released before.
+    pub fn release(&mut self, slot: Slot) -> Result<()> {
+        self.entry(slot)?;
+        self.entries[slot.index] = None;
+        self.generations[slot.index] += 1;
+        Ok(())
+    }
+
+    fn entry(&mut self, slot: Slot) -> Result<&mut Entry> {
+        let alive = self.generations.get(slot.index) == Some(&slot.generation);
+        let entry = self.entries.get_mut(slot.index).and_then(Option::as_mut).filter(|_| alive);
+        entry.ok_or_else(|| {
+            let given = format!("slot {} was released", slot.index);
+            Error::argument("state pool", "slot", given, "a slot from reserve")
+        })
+    }
+
+    /// The states of one layer for several slots, to be advanced together.
+    ///
+    /// # Errors
+    /// When a slot was released or stands twice in the list.
+    pub fn layer(&mut self, slots: &[Slot], layer: usize) -> Result<Vec<&mut LayerState>> {
+        for (position, &slot) in slots.iter().enumerate() {
+            self.entry(slot)?;
+            if slots[..position].contains(&slot) {
+                let valid = "every slot once";
+                return Err(Error::argument("state pool", "slots", slot.index, valid));
+            }
+        }
+        let mut all: Vec<Option<&mut LayerState>> = self
+            .entries
+            .iter_mut()
+            .map(|entry| entry.as_mut().and_then(|entry| entry.layers.get_mut(layer)))
+            .collect();
+        let chosen = slots.iter().map(|slot| all[slot.index].take());
+        chosen.collect::<Option<_>>().ok_or_else(|| Error::internal("a slot without that layer"))
+    }
+
+    /// Notes that every layer has taken in `count` more tokens, at once and for good (a prompt).
+    ///
+    /// # Errors
+    /// When the slot was released.
+    pub fn advance(&mut self, slot: Slot, count: usize) -> Result<()> {
+        let entry = self.entry(slot)?;
+        entry.tokens += count;
+        entry.marks.clear();
+        Ok(())
+    }
+
+    /// Begins a run of tokens that may be taken back: call before the first of them.
+    ///
+    /// # Errors
+    /// When the slot was released.
+    pub fn begin(&mut self, slot: Slot) -> Result<()> {
+        let entry = self.entry(slot)?;
+        entry.marks = vec![entry.layers.iter().map(LayerState::mark).collect()];
+        Ok(())
+    }
+
+    /// Notes one more tentative token after every layer has taken it in.
+    ///
+    /// # Errors
+    /// When the slot was released or no run was begun.
+    pub fn append(&mut self, slot: Slot) -> Result<()> {
+        let entry = self.entry(slot)?;
+        if entry.marks.is_empty() {
+            let valid = "begin before the first tentative token";
+            return Err(Error::argument("state pool", "append", "no run begun", valid));
+        }
+        entry.marks.push(entry.layers.iter().map(LayerState::mark).collect());
+        Ok(())
+    }
+
+    /// Keeps the first `accepted` tentative tokens and forgets the rest.
+    ///
+    /// # Errors
+    /// When the slot was released or fewer tokens were appended.
+    pub fn commit(&mut self, slot: Slot, accepted: usize) -> Result<()> {
+        let entry = self.entry(slot)?;
+        let Some(marks) = entry.marks.get(accepted) else {
+            let valid = format!("0..={}", entry.marks.len().saturating_sub(1));
+            return Err(Error::argument("state pool", "accepted", accepted, valid));
+        };
+        for (layer, mark) in entry.layers.iter_mut().zip(marks) {
+            layer.rewind(mark);
+        }
+        entry.tokens += accepted;
+        entry.marks.clear();
+        Ok(())
+    }
+
+    /// Forgets all tentative tokens.
+    ///
+    /// # Errors
+    /// When the slot was released or no run was begun.
+    pub fn rollback(&mut self, slot: Slot) -> Result<()> {
+        self.commit(slot, 0)
+    }
+
+    /// A copy of the present state.
+    ///
+    /// # Errors
+    /// When the slot was released.
+    pub fn snapshot(&mut self, slot: Slot) -> Result<Snapshot> {
+        let entry = self.entry(slot)?;
+        Ok(Snapshot { tokens: entry.tokens, layers: entry.layers.clone() })
+    }
+
+    /// Puts a snapshot's state into a slot.
+    ///
+    /// # Errors
+    /// When the slot was released.
+    pub fn restore(&mut self, slot: Slot, snapshot: &Snapshot) -> Result<()> {
+        let entry = self.entry(slot)?;
+        entry.layers = snapshot.layers.clone();
+        entry.tokens = snapshot.tokens;
+        entry.marks.clear();
+        Ok(())
+    }
+
+    /// Committed tokens of a slot.
+    ///
+    /// # Errors
+    /// When the slot was released.
+    pub fn tokens(&mut self, slot: Slot) -> Result<usize> {
+        Ok(self.entry(slot)?.tokens)
+    }
+
+    /// Bytes of all states in use.
+    pub fn bytes(&self) -> usize {
+        let layers = self.entries.iter().flatten().flat_map(|entry| &entry.layers);
+        layers.map(LayerState::bytes).sum()
+    }
+
+    /// A hash of a slot's content: equal states, equal hashes.
+    ///
+    /// # Errors
+    /// When the slot was released.
+    pub fn hash(&mut self, slot: Slot) -> Result<u64> {
+        let entry = self.entry(slot)?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write_usize(entry.tokens);
+        entry.layers.iter().try_for_each(|layer| layer.digest(&mut hasher))?;
+        Ok(hasher.finish())
+    }
+}

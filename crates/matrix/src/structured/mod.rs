@@ -1,0 +1,151 @@
+//! Matrices that mix channels: a weight whose format the model does not see.
+
+mod dense;
+mod low_rank;
+
+pub use dense::Dense;
+pub use low_rank::LowRank;
+
+use danaus_kernel::ops::linear::Extras;
+use danaus_tensor::{Error, Param, ParamBuilder, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// A `rows x cols` matrix W used as the weight of a linear layer.
+///
+/// Computation follows the dtype of `x`; parameters are cast to it on the tape.
+pub trait StructuredMatrix: Send + Sync {
+    /// Output features.
+    fn rows(&self) -> usize;
+
+    /// Input features.
+    fn cols(&self) -> usize;
+
+    /// `f(x W^T + b) + residual`: `[.., cols]` to `[.., rows]`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    fn apply(&self, x: &Tensor, extras: Extras) -> Result<Tensor>;
+
+    /// `x W`: `[.., rows]` to `[.., cols]`.
+    ///
+    /// # Errors
+    /// When shapes or dtypes do not fit.
+    fn apply_transpose(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// `x W_R^T` for the rows R of W named by `rows` (i32 or i64): `[.., cols]` to `[.., rows.len]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or a row is out of range.
+    fn apply_rows(&self, x: &Tensor, rows: &Tensor) -> Result<Tensor>;
+
+    /// Rows of W, as an embedding table gives them: ids `[..]` to `[.., cols]`.
+    ///
+    /// # Errors
+    /// When an id is out of range.
+    fn gather_rows(&self, ids: &Tensor) -> Result<Tensor>;
+
+    /// W itself, `[rows, cols]`: the oracle.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    fn to_dense(&self) -> Result<Tensor>;
+
+    /// Part `index` of `count` along the rows (outputs), as values without history.
+    ///
+    /// # Errors
+    /// When the rows do not divide by `count`, or `index` is not below it.
+    fn shard_rows(&self, index: usize, count: usize) -> Result<Box<dyn StructuredMatrix>>;
+
+    /// The parameters behind it.
+    fn parameters(&self) -> Vec<Param>;
+
+    /// Arithmetic operations of [`Self::apply`] for so many rows of `x`.
+    fn flops(&self, tokens: usize) -> u64;
+
+    /// Bytes of the parameters.
+    fn bytes(&self) -> u64 {
+        self.parameters().iter().map(|param| param.tensor().bytes() as u64).sum()
+    }
+}
+
+/// How a weight is stored: `dense` or `lowrank(r)` in a config.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Format {
+    /// All elements.
+    #[default]
+    Dense,
+    /// A product of two factors of this rank.
+    LowRank(usize),
+}
+
+impl Format {
+    /// What a config may say.
+    pub const VALID: &str = "dense, lowrank(RANK)";
+
+    /// Makes (or loads) a matrix under `name`: `name.weight`, or `name.u` and `name.v`.
+    ///
+    /// New elements are uniform within `1 / sqrt(cols)` times `gain`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn build(
+        self,
+        params: &ParamBuilder,
+        [rows, cols]: [usize; 2],
+        gain: f64,
+    ) -> Result<Box<dyn StructuredMatrix>> {
+        Ok(match self {
+            Format::Dense => Box::new(Dense::build(params, [rows, cols], gain)?),
+            Format::LowRank(rank) => Box::new(LowRank::build(params, [rows, cols], rank, gain)?),
+        })
+    }
+
+    /// Number of elements of a `rows x cols` matrix in this format.
+    pub fn elem_count(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Format::Dense => rows * cols,
+            Format::LowRank(rank) => rank * (rows + cols),
+        }
+    }
+}
+
+impl TryFrom<String> for Format {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        let rank = || text.strip_prefix("lowrank(")?.strip_suffix(')')?.trim().parse().ok();
+        match text.as_str() {
+            "dense" => Ok(Format::Dense),
+            _ => rank()
+                .filter(|&rank: &usize| rank > 0)
+                .map(Format::LowRank)
+                .ok_or_else(|| Error::argument("config", "weights", &text, Format::VALID)),
+        }
+    }
+}
+
+impl From<Format> for String {
+    fn from(format: Format) -> String {
+        match format {
+            Format::Dense => "dense".to_string(),
+            Format::LowRank(rank) => format!("lowrank({rank})"),
+        }
+    }
+}
+
+/// The rows that shard `index` of `count` holds.
+fn shard_range(rows: usize, index: usize, count: usize) -> Result<std::ops::Range<usize>> {
+    if count == 0 || !rows.is_multiple_of(count) {
+        let valid = format!("a divisor of the {rows} rows");
+        return Err(Error::argument("shard_rows", "count", count, valid));
+    }
+    if index >= count {
+        return Err(Error::argument("shard_rows", "index", index, format!("0..{count}")));
+    }
+    let part = rows / count;
+    Ok(index * part..(index + 1) * part)
+}
+
+#[cfg(test)]
+mod tests;
