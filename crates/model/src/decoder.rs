@@ -1,0 +1,238 @@
+//! The decoder: the one architecture, written once.
+//!
+//! Parameters: `embedding.weight` `[vocab, d_model]`, `positions.weight` where learned,
+//! `layers.N.{norm, mixer, norm2, mlp}.*`, `norm.weight`, and `head.weight` unless tied.
+
+use crate::block::{Block, Norm};
+use crate::config::Config;
+use crate::{Error, Result};
+use danaus_kernel::ops::cross_entropy::Options as LossOptions;
+use danaus_kernel::ops::cross_entropy::linear::linear_cross_entropy;
+use danaus_kernel::ops::embedding::embedding;
+use danaus_kernel::ops::linear::Extras;
+use danaus_matrix::structured::Dense;
+use danaus_matrix::{LayerState, SeqBatch, StatePool, StructuredMatrix};
+use danaus_tensor::{DType, Device, Init, ParamBuilder, ParamSet, Tensor, checkpoint};
+use std::sync::Arc;
+
+/// How a model computes; nothing of this is part of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Compute {
+    /// Element type of activations; parameters stay what they are and are cast on the tape.
+    pub dtype: DType,
+    /// Keep only block inputs in training and compute blocks again in backward.
+    pub recompute: bool,
+}
+
+impl Default for Compute {
+    fn default() -> Self {
+        Self { dtype: DType::F32, recompute: false }
+    }
+}
+
+/// A language model.
+pub struct Decoder {
+    config: Config,
+    compute: Compute,
+    params: ParamSet,
+    embedding: Dense,
+    positions: Option<Dense>,
+    blocks: Vec<Arc<Block>>,
+    norm: Norm,
+    head: Option<Dense>,
+}
+
+impl Decoder {
+    /// Makes (or loads) all parameters.
+    ///
+    /// # Errors
+    /// When the config's parts do not fit, or a tensor is missing or has another shape.
+    pub fn build(params: &ParamBuilder, config: &Config, compute: Compute) -> Result<Self> {
+        config.check()?;
+        let (vocab, d) = (config.vocab_size, config.d_model);
+        let table = |name: &str, rows: usize| {
+            Dense::build_with(&params.pp(name), [rows, d], Init::Normal(0.02))
+        };
+        let mixers = config.mixers()?;
+        let depth = mixers.len();
+        let block = |(index, kind)| {
+            Ok(Arc::new(Block::build(&params.pp("layers").pp(index), config, kind, depth)?))
+        };
+        let positions = match config.learned_positions {
+            true => Some(table("positions", config.max_positions)?),
+            false => None,
+        };
+        let head = if config.tied_head { None } else { Some(table("head", vocab)?) };
+        let embedding = table("embedding", vocab)?;
+        let blocks = mixers.into_iter().enumerate().map(block).collect::<Result<_>>()?;
+        let norm = Norm::build(&params.pp("norm"), &config.norm, d)?;
+        let (config, params) = (config.clone(), params.params());
+        Ok(Self { config, compute, params, embedding, positions, blocks, norm, head })
+    }
+
+    /// A new model from a seed.
+    ///
+    /// # Errors
+    /// When the config's parts do not fit.
+    pub fn init(config: &Config, seed: u64, compute: Compute) -> Result<Self> {
+        let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        Self::build(&ParamBuilder::init(seed, dtype, Device::Cpu), config, compute)
+    }
+
+    /// The config.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// All parameters.
+    pub fn params(&self) -> &ParamSet {
+        &self.params
+    }
+
+    fn embed(&self, ids: &[u32], positions: &[i64]) -> Result<Tensor> {
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            let valid = format!("0..{} (vocab_size)", self.config.vocab_size);
+            return Err(Error::argument("token id", id, valid));
+        }
+        let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let ids = Tensor::from_vec(wide, [ids.len()], &Device::Cpu)?;
+        let mut x = embedding(&self.embedding.weight().tensor(), &ids, None)?;
+        if let Some(table) = &self.positions {
+            let at = Tensor::from_slice(positions, [positions.len()], &Device::Cpu)?;
+            x = x.add(&table.gather_rows(&at)?)?;
+        }
+        Ok(x.to_dtype(self.compute.dtype)?)
+    }
+
+    fn check_lengths(&self, longest: usize) -> Result<()> {
+        if longest <= self.config.max_positions {
+            return Ok(());
+        }
+        let valid = format!("at most {} tokens (max_positions)", self.config.max_positions);
+        Err(Error::argument("sequence length", longest, valid))
+    }
+
+    /// Hidden states after the last norm, `[tokens, d_model]`.
+    ///
+    /// # Errors
+    /// When an id is out of range or a sequence too long.
+    pub fn hidden(&self, ids: &[u32], batch: &SeqBatch) -> Result<Tensor> {
+        self.hidden_states(ids, batch, |_, _| {})
+    }
+
+    /// As [`Self::hidden`], showing the stream before the first block and after each (index 0, 1, ...).
+    ///
+    /// # Errors
+    /// When an id is out of range or a sequence too long.
+    pub fn hidden_states(
+        &self,
+        ids: &[u32],
+        batch: &SeqBatch,
+        mut visit: impl FnMut(usize, &Tensor),
+    ) -> Result<Tensor> {
+        self.check_lengths(batch.max_seqlen())?;
+        let mut x = self.embed(ids, &batch.positions())?;
+        batch.check("decoder", &x)?;
+        visit(0, &x);
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = if self.compute.recompute {
+                self.recomputed(block, &x, batch)?
+            } else {
+                block.forward(&x, batch)?
+            };
+            visit(index + 1, &x);
+        }
+        self.norm.forward(&x)
+    }
+
+    fn recomputed(&self, block: &Arc<Block>, x: &Tensor, batch: &SeqBatch) -> Result<Tensor> {
+        let (block, batch) = (block.clone(), batch.clone());
+        let outputs = checkpoint(&[x], move |inputs| {
+            // The tape's closures speak its own error type.
+            let y = block.forward(&inputs[0], &batch).map_err(|error| match error {
+                Error::Tensor(error) => error,
+                other => danaus_tensor::Error::internal(other.to_string()),
+            })?;
+            Ok(vec![y])
+        })?;
+        Ok(outputs[0].clone())
+    }
+
+    fn head_weight(&self) -> Result<Tensor> {
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        Ok(head.weight().tensor_as(self.compute.dtype)?)
+    }
+
+    /// Logits of every token, `[tokens, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`].
+    pub fn logits(&self, ids: &[u32], batch: &SeqBatch) -> Result<Tensor> {
+        self.project(&self.hidden(ids, batch)?)
+    }
+
+    /// Logits of hidden rows.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn project(&self, hidden: &Tensor) -> Result<Tensor> {
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        Ok(head.apply(hidden, Extras::default())?)
+    }
+
+    /// Mean cross-entropy in nats over targets that are not ignored (-100). Full logits never exist.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`], and when there is not one target per token.
+    pub fn loss(&self, ids: &[u32], targets: &[i64], batch: &SeqBatch) -> Result<Tensor> {
+        let hidden = self.hidden(ids, batch)?;
+        let targets = Tensor::from_slice(targets, [targets.len()], &Device::Cpu)?;
+        Ok(linear_cross_entropy(&hidden, &self.head_weight()?, &targets, LossOptions::default())?)
+    }
+
+    /// A pool of states for up to `capacity` sequences.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn state_pool(&self, capacity: usize) -> Result<StatePool> {
+        let fresh = self.blocks.iter().map(|block| block.mixer().init_state(self.compute.dtype));
+        let fresh: Vec<LayerState> = fresh.collect::<danaus_tensor::Result<_>>()?;
+        Ok(StatePool::new(fresh, capacity))
+    }
+
+    /// Takes in the next tokens of several sequences and returns their hidden rows after the last norm.
+    ///
+    /// # Errors
+    /// When an id is out of range, a sequence grows too long, or a slot was released.
+    pub fn advance(
+        &self,
+        ids: &[u32],
+        batch: &SeqBatch,
+        pool: &mut StatePool,
+        slots: &[danaus_matrix::state::Slot],
+    ) -> Result<Tensor> {
+        let mut positions = Vec::with_capacity(ids.len());
+        for (slot, count) in slots.iter().zip(batch.lengths()) {
+            let before = pool.tokens(*slot)?;
+            self.check_lengths(before + count)?;
+            positions.extend(before as i64..(before + count) as i64);
+        }
+        let mut x = self.embed(ids, &positions)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = block.advance(&x, batch, &mut pool.layer(slots, index)?)?;
+        }
+        for (slot, count) in slots.iter().zip(batch.lengths()) {
+            pool.advance(*slot, count)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    /// Arithmetic operations of a forward pass, head included.
+    pub fn flops(&self, batch: &SeqBatch) -> u64 {
+        let head = 2 * batch.tokens() * self.config.vocab_size * self.config.d_model;
+        self.blocks.iter().map(|block| block.flops(batch)).sum::<u64>() + head as u64
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! The decoder's identities.
+
+use super::*;
+use crate::checkpoint::{Model, save_decoder};
+use crate::presets;
+use danaus_testkit::assert_close;
+
+const F64: Compute = Compute { dtype: DType::F64, recompute: false };
+
+fn shrink(mut config: Config) -> Config {
+    config.vocab_size = 40;
+    config.d_model = 16;
+    config.max_positions = 32;
+    if let Some(mamba2) = &mut config.mamba2 {
+        mamba2.head_dim = 8;
+        mamba2.d_state = 8;
+    }
+    if let crate::config::MlpConfig::Dense { d_ff, .. } = &mut config.mlp {
+        *d_ff = 24;
+    }
+    config
+}
+
+fn configs() -> Vec<Config> {
+    let mut learned = shrink(presets::transformer());
+    learned.learned_positions = true;
+    let mut gated = shrink(presets::quickstart(40));
+    gated.mlp = crate::config::MlpConfig::Swiglu { d_ff: 20 };
+    vec![learned, gated, shrink(presets::mamba2())]
+}
+
+fn ids(count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| (i * 7 + i * i) % 40).collect()
+}
+
+#[test]
+fn sizes_are_known_beforehand() {
+    for config in configs() {
+        let decoder = Decoder::init(&config, 1, F64).unwrap();
+        assert_eq!(decoder.params().elem_count(), config.elem_count().unwrap());
+    }
+}
+
+#[test]
+fn packed_sequences_do_not_see_each_other() {
+    for config in configs() {
+        let decoder = Decoder::init(&config, 1, F64).unwrap();
+        let (ids, batch) = (ids(12), SeqBatch::from_lengths(&[5, 7]).unwrap());
+        let packed = decoder.logits(&ids, &batch).unwrap();
+        for (start, length) in [(0, 5), (5, 7)] {
+            let single = SeqBatch::from_lengths(&[length]).unwrap();
+            let alone = decoder.logits(&ids[start..start + length], &single).unwrap();
+            assert_close("logits", &alone, &packed.narrow(0, start, length).unwrap(), 1e-12);
+        }
+    }
+}
+
+#[test]
+fn recomputing_blocks_changes_no_gradient() {
+    for config in configs() {
+        let (ids, batch) = (ids(12), SeqBatch::from_lengths(&[5, 7]).unwrap());
+        let mut targets: Vec<i64> = ids.iter().skip(1).map(|&id| i64::from(id)).collect();
+        targets.push(-100);
+        let run = |recompute| {
+            let compute = Compute { recompute, ..F64 };
+            let decoder = Decoder::init(&config, 1, compute).unwrap();
+            let loss = decoder.loss(&ids, &targets, &batch).unwrap();
+            let mut gradients = loss.backward().unwrap();
+            let all: Vec<(String, Tensor)> = decoder
+                .params()
+                .iter()
+                .map(|param| (param.name().to_string(), param.take_grad(&mut gradients).unwrap()))
+                .collect();
+            (loss, all)
+        };
+        let ((plain, a), (again, b)) = (run(false), run(true));
+        assert_close("loss", &again, &plain, 0.0);
+        for ((name, left), (_, right)) in a.iter().zip(&b) {
+            assert_close(name, right, left, 1e-13);
+        }
+    }
+}
+
+#[test]
+fn a_folder_gives_the_same_model_back_and_names_what_is_wrong() {
+    let config = configs().remove(1);
+    let decoder = Decoder::init(&config, 5, Compute::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    save_decoder(&decoder, folder.path()).unwrap();
+    let loaded = Model::load(folder.path(), Compute::default()).unwrap().decoder;
+    for (a, b) in decoder.params().iter().zip(loaded.params().iter()) {
+        assert_eq!(a.name(), b.name());
+        assert_eq!(a.tensor().to_vec::<f32>().unwrap(), b.tensor().to_vec::<f32>().unwrap());
+    }
+    let message = |config: &Config| {
+        std::fs::write(folder.path().join("config.json"), config.to_json()).unwrap();
+        Model::load(folder.path(), Compute::default()).err().unwrap().to_string()
+    };
+    let larger = Config { vocab_size: 41, ..config.clone() };
+    assert!(message(&larger).contains("embedding.weight has shape [40, 16], expected [41, 16]"));
+    let shorter = Config { layers: "MMA".into(), ..config.clone() };
+    assert!(message(&shorter).contains("unexpected tensors: layers.3."));
+    let longer = Config { layers: "MMAMM".into(), ..config };
+    assert!(message(&longer).contains("missing"));
+    let weights = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(Model::load(folder.path(), Compute::default()).is_err());
+}
+
+#[test]
+fn not_a_number_is_found_and_named() {
+    let config = configs().remove(0);
+    let decoder = Decoder::init(&config, 5, Compute::default()).unwrap();
+    let victim = decoder.params().get("layers.1.mlp.up.weight").unwrap();
+    victim
+        .update(|tensor| {
+            tensor.as_slice_mut::<f32>()?[3] = f32::NAN;
+            Ok(())
+        })
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    save_decoder(&decoder, folder.path()).unwrap();
+    let message = Model::load(folder.path(), Compute::default()).err().unwrap().to_string();
+    assert!(message.contains("layers.1.mlp.up.weight holds NaN"), "{message}");
+}

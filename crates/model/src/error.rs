@@ -1,0 +1,62 @@
+//! The error type of this crate.
+
+use std::path::PathBuf;
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong with models.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor or operator failed.
+    #[error(transparent)]
+    Tensor(#[from] danaus_tensor::Error),
+    /// A tokenizer failed.
+    #[error(transparent)]
+    Text(#[from] danaus_text::Error),
+    /// A config is malformed.
+    #[error("{path}: {detail}")]
+    Config {
+        /// The file, or what stands for it.
+        path: PathBuf,
+        /// Field, value, what is valid.
+        detail: String,
+    },
+    /// A checkpoint does not hold what its config asks for.
+    #[error("{path}: {detail}")]
+    Checkpoint {
+        /// The folder.
+        path: PathBuf,
+        /// Which tensor, what is wrong.
+        detail: String,
+    },
+    /// A request cannot be honoured.
+    #[error("{arg} is {given}, valid is {valid}")]
+    Argument {
+        /// Which parameter.
+        arg: &'static str,
+        /// The value.
+        given: String,
+        /// What would be valid.
+        valid: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn argument(
+        arg: &'static str,
+        given: impl ToString,
+        valid: impl Into<String>,
+    ) -> Self {
+        Self::Argument { arg, given: given.to_string(), valid: valid.into() }
+    }
+
+    /// Whether the caller's input is at fault.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Tensor(error) => error.is_bad_input(),
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Models: one decoder driven by a config, its checkpoints, and generation.
+//!
+//! * [`config`]: `config.json` of our own; unknown fields are refused, sizes are known without
+//!   building anything.
+//! * [`decoder`]: the only architecture: embedding, blocks of norm + mixer + norm + MLP, norm, head.
+//! * [`checkpoint`]: a folder with config, weights and tokenizer, written in one step.
+//! * [`generate`]: prompts and steps through states, sampling, streaming.
+//! * [`presets`]: named configs.
+
+pub mod block;
+pub mod checkpoint;
+pub mod config;
+pub mod decoder;
+mod error;
+pub mod generate;
+pub mod presets;
+
+pub use checkpoint::Model;
+pub use config::Config;
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+
+use danaus_tensor::registry::OpSpec;
+
+/// Operators of this room. Blocks are operators of the `matrix` room.
+pub const SPECS: &[&[OpSpec]] = &[];
