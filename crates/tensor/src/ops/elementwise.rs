@@ -361,11 +361,21 @@ impl Source {
                         },
                     )
                 }
-                dtype => match_dtype!(dtype, A => {
-                    self.convert(position, stride, out, |x: A| T::from_f64(x.to_f64()));
-                }),
+                _ => self.fill_rare(position, stride, out),
             }
         }
+    }
+
+    /// The same for types that are no formula's own; apart, to keep the hot loop small.
+    ///
+    /// # Safety
+    /// As [`Self::fill`].
+    #[inline(never)]
+    unsafe fn fill_rare<T: Compute>(&self, position: isize, stride: isize, out: &mut [T]) {
+        match_dtype!(self.dtype, A => {
+            // SAFETY: promised by the caller; the dtype says what the bytes are.
+            unsafe { self.convert(position, stride, out, |x: A| T::from_f64(x.to_f64())) }
+        });
     }
 
     /// # Safety
