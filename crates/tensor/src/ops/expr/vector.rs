@@ -73,7 +73,7 @@ fn sine<S: Simd>(s: S, x: S::F, quarter_turns: i32) -> S::F {
     let r = s.fma(n, s.splat(-7.549_79e-8), r);
     let r2 = s.mul(r, r);
     let mut odd = s.splat(2.718_311_4e-6);
-    for c in [-1.984_009e-4, 8.333_329_4e-3, -1.666_666_7e-1] {
+    for c in [-1.984_009e-4, 8.333_329e-3, -1.666_666_7e-1] {
         odd = s.fma(odd, r2, s.splat(c));
     }
     let odd = s.fma(s.mul(odd, r2), r, r);
