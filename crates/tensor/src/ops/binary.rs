@@ -3,7 +3,7 @@
 //! Floats are formulas ([`super::fused`]): broadcast operands are read in place. Integers and complex
 //! numbers take the plain path here, which stretches operands by copying.
 
-use super::cast::{Number, map};
+use super::cast::map;
 use super::expr::{self, Expr};
 use super::fused::apply_expr;
 use crate::{Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
@@ -195,10 +195,13 @@ impl Op for Affine {
                 let f = move |v: Complex<f64>| v * factor + shift;
                 map(x.as_slice()?, out.as_slice_mut()?, f);
             }
-            dtype => crate::match_dtype!(dtype, T => {
-                let f = move |v: T| T::from_f64(v.to_f64() * factor + shift);
-                map(x.as_slice::<T>()?, out.as_slice_mut::<T>()?, f);
-            }),
+            DType::F64 => {
+                map(x.as_slice::<f64>()?, out.as_slice_mut()?, move |v: f64| v * factor + shift);
+            }
+            dtype => {
+                let wide = x.detach().to_dtype(DType::F32)?.affine(factor, shift)?;
+                super::copy::contiguous_into(&wide.to_dtype(dtype)?, out)?;
+            }
         }
         Ok(())
     }

@@ -103,10 +103,11 @@ fn convert(x: &Tensor, out: &mut Tensor) -> Result<()> {
             let x = x.contiguous()?;
             map(x.as_slice::<Complex<f64>>()?, out.as_slice_mut::<Complex<f32>>()?, narrow);
         }
-        (from, to) => match_dtype!(from, A => match_dtype!(to, B => {
-            let (x, to) = (x.contiguous()?, out.as_slice_mut::<B>()?);
-            map(x.as_slice::<A>()?, to, |value| B::from_f64(value.to_f64()));
-        })),
+        // Everything else by way of f64: one conversion a type and not one a pair.
+        (_, to) => {
+            let x = x.detach().to_dtype(DType::F64)?.contiguous()?;
+            match_dtype!(to, B => map(x.as_slice::<f64>()?, out.as_slice_mut::<B>()?, B::from_f64));
+        }
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ impl Tensor {
     /// When `step` is 0, leads away from `end`, or a bound is not finite.
     pub fn range(start: f64, end: f64, step: f64, dtype: DType, device: &Device) -> Result<Tensor> {
         let count = ((end - start) / step).ceil();
-        if !(count.is_finite() && count >= 0.0 && count < 1e15) {
+        if !(0.0..1e15).contains(&count) {
             let given = format!("{start}..{end} by {step}");
             return Err(Error::argument("range", "range", given, "a step that leads to the end"));
         }

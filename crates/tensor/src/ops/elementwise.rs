@@ -210,18 +210,24 @@ impl<T: Compute> Sink<T> {
     /// Writes a block that is not of the output's own type.
     #[inline(always)]
     fn store<S: Simd>(&self, s: S, start: usize, block: &[T]) {
-        // SAFETY (all below): `start..start + block.len()` belongs to this task alone.
         match self {
             Self::Direct(_) => {}
-            Self::Bf16(to) => T::to_bf16(s, block, unsafe { to.slice(start, block.len()) }),
-            Self::F16(to) => T::to_f16(block, unsafe { to.slice(start, block.len()) }),
+            Self::Bf16(to) => {
+                // SAFETY: `start..start + block.len()` belongs to this task alone.
+                T::to_bf16(s, block, unsafe { to.slice(start, block.len()) });
+            }
+            Self::F16(to) => {
+                // SAFETY: as above.
+                T::to_f16(block, unsafe { to.slice(start, block.len()) });
+            }
             Self::F32(to) => {
+                // SAFETY: as above.
                 let to = unsafe { to.slice(start, block.len()) };
-                to.iter_mut()
-                    .zip(block)
-                    .for_each(|(to, value)| *to = Number::to_f64(*value) as f32);
+                let narrow = |value: T| Number::to_f64(value) as f32;
+                to.iter_mut().zip(block).for_each(|(to, value)| *to = narrow(*value));
             }
             Self::Bool(to) => {
+                // SAFETY: as above.
                 let to = unsafe { to.slice(start, block.len()) };
                 to.iter_mut().zip(block).for_each(|(to, value)| *to = *value != T::zero());
             }
@@ -340,7 +346,7 @@ impl Source {
     /// They lie in the tensor.
     #[inline(always)]
     unsafe fn fill<T: Compute>(&self, position: isize, stride: isize, out: &mut [T]) {
-        // SAFETY (all below): promised by the caller; the dtype says what the bytes are.
+        // SAFETY: promised by the caller; the dtype says what the bytes are.
         unsafe {
             match self.dtype {
                 DType::F32 => self.convert(position, stride, out, T::from_f32),
@@ -352,20 +358,24 @@ impl Source {
                     T::from_f16(std::slice::from_raw_parts(from, out.len()), out);
                 }
                 DType::Bool => {
-                    self.convert(
-                        position,
-                        stride,
-                        out,
-                        |x: u8| {
-                            if x != 0 { T::one() } else { T::zero() }
-                        },
-                    )
+                    let truth = |x: u8| if x != 0 { T::one() } else { T::zero() };
+                    self.convert(position, stride, out, truth);
                 }
-                dtype => match_dtype!(dtype, A => {
-                    self.convert(position, stride, out, |x: A| T::from_f64(x.to_f64()));
-                }),
+                _ => self.fill_rare(position, stride, out),
             }
         }
+    }
+
+    /// The same for types that are no formula's own; apart, to keep the hot loop small.
+    ///
+    /// # Safety
+    /// As [`Self::fill`].
+    #[inline(never)]
+    unsafe fn fill_rare<T: Compute>(&self, position: isize, stride: isize, out: &mut [T]) {
+        match_dtype!(self.dtype, A => {
+            // SAFETY: promised by the caller; the dtype says what the bytes are.
+            unsafe { self.convert(position, stride, out, |x: A| T::from_f64(x.to_f64())) }
+        });
     }
 
     /// # Safety
@@ -378,11 +388,13 @@ impl Source {
         out: &mut [T],
         widen: impl Fn(A) -> T,
     ) {
-        // SAFETY (both): promised by the caller.
+        // SAFETY: promised by the caller.
         let from = unsafe { self.start.cast::<A>().offset(position) };
         match stride {
+            // SAFETY: as above; there is at least one element to fill from.
             0 => out.fill(widen(unsafe { *from })),
             1 => {
+                // SAFETY: promised by the caller.
                 let from = unsafe { std::slice::from_raw_parts(from, out.len()) };
                 for (value, &element) in out.iter_mut().zip(from) {
                     *value = widen(element);
@@ -390,6 +402,7 @@ impl Source {
             }
             _ => {
                 for (index, value) in out.iter_mut().enumerate() {
+                    // SAFETY: promised by the caller.
                     *value = widen(unsafe { *from.offset(index as isize * stride) });
                 }
             }

@@ -14,9 +14,9 @@ use super::expr::Expr;
 use super::fused::apply_expr;
 use crate::{
     Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Shape, Tensor, apply,
-    match_dtype,
 };
 use fold::{Extent, Fold, fold};
+use half::bf16;
 use num_complex::Complex;
 
 /// What a reduction computes.
@@ -103,13 +103,17 @@ impl Op for Reduce {
         match x.dtype() {
             DType::C64 => sum_complex::<f32>(&x, extent, out),
             DType::C128 => sum_complex::<f64>(&x, extent, out),
-            DType::I64 => self.run_as::<i64, i64>(&x, out, |v| v, |v| v),
-            dtype if dtype.is_int() => match_dtype!(dtype, T => {
-                self.run_as::<T, i64>(&x, out, |v| v.to_f64() as i64, |v| T::from_f64(v as f64))
-            }),
-            dtype => match_dtype!(dtype, T => {
-                self.run_as::<T, f64>(&x, out, |v| v.to_f64(), T::from_f64)
-            }),
+            DType::F64 => self.run_as::<f64, f64>(&x, out),
+            DType::F32 => self.run_as::<f32, f64>(&x, out),
+            DType::BF16 => self.run_as::<bf16, f64>(&x, out),
+            DType::I64 => self.run_as::<i64, i64>(&x, out),
+            // Rarer types in a type that holds them exactly, so that there are few loops to build.
+            dtype => {
+                let wide = if dtype.is_float() { DType::F32 } else { DType::I64 };
+                let mut folded = [Tensor::empty(out.shape(), wide, &x.device())?];
+                self.run(&[Some(&x.detach().to_dtype(wide)?)], &mut folded)?;
+                super::copy::contiguous_into(&folded[0].to_dtype(dtype)?, out)
+            }
         }
     }
 
@@ -134,14 +138,9 @@ impl Op for Reduce {
 }
 
 impl Reduce {
-    fn run_as<T: Element, V: Value>(
-        &self,
-        x: &Tensor,
-        out: &mut Tensor,
-        widen: impl Fn(T) -> V + Copy + Sync + Send,
-        narrow: impl Fn(V) -> T + Copy + Sync + Send,
-    ) -> Result<()> {
+    fn run_as<T: Widen<V>, V: Value>(&self, x: &Tensor, out: &mut Tensor) -> Result<()> {
         let (extent, x, out) = (self.extent(), x.as_slice::<T>()?, out.as_slice_mut::<T>()?);
+        let (widen, narrow) = (T::widen, T::narrow);
         match self.kind {
             Kind::Sum => fold(extent, x, out, widen, narrow, Sum),
             Kind::Product => fold(extent, x, out, widen, narrow, Product),
@@ -177,6 +176,40 @@ where
     let (x, out) = (x.as_slice::<Complex<R>>()?, out.as_slice_mut::<Complex<R>>()?);
     fold(extent, x, out, |v| v, |v| v, Sum);
     Ok(())
+}
+
+/// Types that are folded in another one.
+trait Widen<V>: Element {
+    fn widen(self) -> V;
+    fn narrow(value: V) -> Self;
+}
+
+macro_rules! widen_floats {
+    ($($type:ty)*) => { $(
+        impl Widen<f64> for $type {
+            #[inline(always)]
+            fn widen(self) -> f64 {
+                self.to_f64()
+            }
+            #[inline(always)]
+            fn narrow(value: f64) -> Self {
+                Self::from_f64(value)
+            }
+        }
+    )* };
+}
+
+widen_floats!(f64 f32 bf16);
+
+impl Widen<i64> for i64 {
+    #[inline(always)]
+    fn widen(self) -> i64 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(value: i64) -> Self {
+        value
+    }
 }
 
 /// Types that folds run in.
@@ -314,9 +347,16 @@ impl Op for ArgExtreme {
                 let position = |(_, index): (i64, usize)| index as i64;
                 fold(extent, x.as_slice::<i64>()?, out, |v| v, position, Place { max });
             }
-            dtype => match_dtype!(dtype, T => {
-                fold(extent, x.as_slice::<T>()?, out, |v| v.to_f64(), position, Place { max });
-            }),
+            DType::F64 => {
+                fold(extent, x.as_slice::<f64>()?, out, |v| v, position, Place { max });
+            }
+            DType::F32 => {
+                fold(extent, x.as_slice::<f32>()?, out, f64::from, position, Place { max });
+            }
+            _ => {
+                let x = x.detach().to_dtype(DType::F64)?;
+                fold(extent, x.as_slice::<f64>()?, out, |v| v, position, Place { max });
+            }
         }
         Ok(())
     }

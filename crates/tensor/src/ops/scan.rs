@@ -6,9 +6,8 @@
 //! is right around zeros.
 
 use super::cast::Number;
-use crate::{
-    Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype,
-};
+use super::copy::contiguous_into;
+use crate::{Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
 use danaus_runtime::threads::{self, SharedMut};
 
 /// Elements worth a task.
@@ -50,12 +49,14 @@ impl Op for CumulativeSum {
                 let sum = sum.wrapping_add(v);
                 (sum, sum)
             }),
-            dtype => match_dtype!(dtype, T => {
-                scan(&x, out, self.dim, self.reverse, 0.0, |sum, v: T| {
-                    let sum = sum + v.to_f64();
-                    (sum, T::from_f64(sum))
-                })
-            }),
+            DType::F64 => running_sum::<f64>(&x, out, self.dim, self.reverse),
+            DType::F32 => running_sum::<f32>(&x, out, self.dim, self.reverse),
+            dtype => {
+                // Rarer types in a type that holds them.
+                let wide = if dtype.is_float() { DType::F32 } else { DType::I64 };
+                let sums = x.detach().to_dtype(wide)?.cumsum(self.dim as isize, self.reverse)?;
+                contiguous_into(&sums.to_dtype(dtype)?, out)
+            }
         }
     }
 
@@ -63,6 +64,13 @@ impl Op for CumulativeSum {
         let pull = |grad: &Tensor| grad.cumsum(self.dim as isize, !self.reverse);
         Ok(vec![ctx.grads[0].as_ref().map(pull).transpose()?])
     }
+}
+
+fn running_sum<T: Number>(x: &Tensor, out: &mut Tensor, dim: usize, reverse: bool) -> Result<()> {
+    scan(x, out, dim, reverse, 0.0, |sum, value: T| {
+        let sum = sum + value.to_f64();
+        (sum, T::from_f64(sum))
+    })
 }
 
 /// Walks along `dim` with a state for every column; `step` gives the next state and the output.
@@ -120,52 +128,46 @@ impl Op for CumulativeProduct {
     }
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let x = super::required("cumprod", inputs, 0)?.contiguous()?;
-        match_dtype!(x.dtype(), T => {
-            scan(&x, &mut outputs[0], self.dim, false, 1.0, |product, v: T| {
-                let product = product * v.to_f64();
-                (product, T::from_f64(product))
-            })
-        })
+        let x = super::required("cumprod", inputs, 0)?.detach().to_dtype(DType::F64)?;
+        let (x, out) = (x.contiguous()?, &mut outputs[0]);
+        let mut products = Tensor::empty(x.shape(), DType::F64, &x.device())?;
+        scan(&x, &mut products, self.dim, false, 1.0, |product, value: f64| {
+            (product * value, product * value)
+        })?;
+        contiguous_into(&products.to_dtype(out.dtype())?, out)
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         let Some(grad) = &ctx.grads[0] else { return Ok(vec![None]) };
-        let (x, grad) = (ctx.input(0)?.contiguous()?, grad.contiguous()?);
-        let mut before = Tensor::empty(x.shape(), x.dtype(), &x.device())?;
-        match_dtype!(x.dtype(), T => {
-            // Products of everything before, then `s` from the far end, folded in on the way.
-            scan(&x, &mut before, self.dim, false, 1.0, |product: f64, v: T| {
-                (product * v.to_f64(), T::from_f64(product))
-            })?;
-            let mut dx = Tensor::empty(x.shape(), x.dtype(), &x.device())?;
-            suffix::<T>(&x, &grad, &before, self.dim, &mut dx)?;
-            Ok(vec![Some(dx)])
-        })
+        let dtype = grad.dtype();
+        let x = ctx.input(0)?.to_dtype(DType::F64)?.contiguous()?;
+        let grad = grad.to_dtype(DType::F64)?.contiguous()?;
+        let mut before = Tensor::empty(x.shape(), DType::F64, &x.device())?;
+        scan(&x, &mut before, self.dim, false, 1.0, |product, value: f64| {
+            (product * value, product)
+        })?;
+        let mut dx = Tensor::empty(x.shape(), DType::F64, &x.device())?;
+        suffix(&x, &grad, &before, self.dim, &mut dx)?;
+        Ok(vec![Some(dx.to_dtype(dtype)?)])
     }
 }
 
 /// `dx_i = before_i s_i` with `s_i = grad_i + x_(i+1) s_(i+1)`.
-fn suffix<T: Number>(
-    x: &Tensor,
-    grad: &Tensor,
-    before: &Tensor,
-    dim: usize,
-    dx: &mut Tensor,
-) -> Result<()> {
+fn suffix(x: &Tensor, grad: &Tensor, before: &Tensor, dim: usize, dx: &mut Tensor) -> Result<()> {
     let inner: usize = x.dims()[dim + 1..].iter().product();
     let count = x.dims()[dim];
     let columns = x.elem_count() / count.max(1);
-    let (x, grad, before) = (x.as_slice::<T>()?, grad.as_slice::<T>()?, before.as_slice::<T>()?);
-    let dx = dx.as_slice_mut::<T>()?;
+    let (x, grad, before) =
+        (x.as_slice::<f64>()?, grad.as_slice::<f64>()?, before.as_slice::<f64>()?);
+    let dx = dx.as_slice_mut::<f64>()?;
     for column in 0..columns {
         let (row, offset) = (column / inner, column % inner);
         let mut carried = 0.0;
         for index in (0..count).rev() {
             let at = (row * count + index) * inner + offset;
-            let s = grad[at].to_f64() + carried;
-            dx[at] = T::from_f64(before[at].to_f64() * s);
-            carried = x[at].to_f64() * s;
+            let s = grad[at] + carried;
+            dx[at] = before[at] * s;
+            carried = x[at] * s;
         }
     }
     Ok(())

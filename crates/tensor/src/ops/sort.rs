@@ -4,10 +4,7 @@
 //! everything (as in PyTorch) and -0 equal to 0. Equal elements keep their order, also descending.
 //! Only indices are computed here; values are gathered with them, which is where gradients come from.
 
-use super::cast::Number;
-use crate::{
-    Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype,
-};
+use crate::{Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
 use danaus_runtime::threads::{self, SharedMut};
 
 /// Elements worth a task.
@@ -50,9 +47,11 @@ impl Op for Order {
         let out = outputs[0].as_slice_mut::<i64>()?;
         match x.dtype() {
             DType::I64 => self.rows(x.as_slice::<i64>()?, size, out, |v| (v as u64) ^ (1 << 63)),
-            dtype => match_dtype!(dtype, T => {
-                self.rows(x.as_slice::<T>()?, size, out, |v: T| float_key(v.to_f64()));
-            }),
+            DType::F32 => self.rows(x.as_slice::<f32>()?, size, out, |v| float_key(f64::from(v))),
+            _ => {
+                let x = x.to_dtype(DType::F64)?;
+                self.rows(x.as_slice::<f64>()?, size, out, float_key);
+            }
         }
         Ok(())
     }

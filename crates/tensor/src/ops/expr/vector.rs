@@ -34,7 +34,7 @@ functions! {
     GeluTanh: |s, x| {
         let cubic = s.fma(s.mul(s.mul(x, x), s.splat(0.044_715)), x, x);
         // x (1 + tanh u) / 2 = x sigmoid(2u), which does not cancel for negative x.
-        s.mul(x, math::sigmoid(s, s.mul(s.splat(1.595_769_1), cubic)))
+        s.mul(x, math::sigmoid(s, s.mul(s.splat(1.595_769), cubic)))
     };
     Softplus: |s, x| keep_nan(s, x, math::softplus(s, x));
     Erf: |s, x| math::erf(s, x);
@@ -69,11 +69,11 @@ fn sine<S: Simd>(s: S, x: S::F, quarter_turns: i32) -> S::F {
     let n = s.round(s.mul(x, s.splat(std::f32::consts::FRAC_2_PI)));
     // pi / 2 in three parts (Cody and Waite); the first two have few bits, so n times them is exact.
     let r = s.fma(n, s.splat(-1.570_312_5), x);
-    let r = s.fma(n, s.splat(-4.838_267_9e-4), r);
-    let r = s.fma(n, s.splat(8.962_164_9e-10), r);
+    let r = s.fma(n, s.splat(-4.837_513e-4), r);
+    let r = s.fma(n, s.splat(-7.549_79e-8), r);
     let r2 = s.mul(r, r);
-    let mut odd = s.splat(2.718_311_5e-6);
-    for c in [-1.984_009e-4, 8.333_329_4e-3, -1.666_666_7e-1] {
+    let mut odd = s.splat(2.718_311_4e-6);
+    for c in [-1.984_009e-4, 8.333_329e-3, -1.666_666_7e-1] {
         odd = s.fma(odd, r2, s.splat(c));
     }
     let odd = s.fma(s.mul(odd, r2), r, r);

@@ -70,11 +70,12 @@ pub(super) fn fold<T, U, V, F>(
             let states = &mut states[..width];
             states.fill(fold.start());
             dispatch(Block { x: block, inner, rows, columns, states: &mut *states, widen, fold });
-            // SAFETY (both): units write disjoint ranges.
             if parts == 1 {
+                // SAFETY: units write disjoint ranges.
                 let to = unsafe { shared.slice(first, width) };
                 to.iter_mut().zip(&*states).for_each(|(to, state)| *to = finish(*state));
             } else {
+                // SAFETY: units write disjoint ranges.
                 let to = unsafe { partial_out.slice(chunk * out_len + first, width) };
                 to.copy_from_slice(states);
             }
