@@ -6,7 +6,7 @@
 //! block is done. dQ is summed in f32 in the task; where few heads leave cores idle, keys are split
 //! over several tasks by shape, and their dQ are added in order. The bits do not depend on threads.
 
-use super::forward::{KEY_TILE, drop_factors};
+use super::forward::drop_factors;
 use super::gradient::{PairTiles, RowDot, TileGradient};
 use super::mask::{Coverage, PANEL, PanelRows, TileMask};
 use super::microkernel::Product;
@@ -19,6 +19,8 @@ use danaus_runtime::simd::dispatch;
 use danaus_runtime::threads::{self, SharedMut};
 use std::ops::Range;
 
+/// Keys of a tile.
+const KEY_TILE: usize = 64;
 /// Tiles of keys that share a packed panel of rows.
 const BLOCK_TILES: usize = 4;
 /// Keys of a block.
@@ -157,6 +159,14 @@ struct PackedKeys {
     v: Scratch<f32>,
     grad_k: Scratch<f32>,
     grad_v: Scratch<f32>,
+}
+
+/// One tile of scores: its rows, their mask, its keys and where they start in their block.
+struct TileAt<'a> {
+    panel: &'a PanelRows,
+    mask: &'a TileMask,
+    keys: Range<usize>,
+    first: usize,
 }
 
 /// Tiles of scores.
@@ -306,26 +316,24 @@ impl<'a, T: Element> Pass<'a, T> {
                 continue;
             }
             let first = tile.start - keys.start;
+            let at = TileAt { panel, mask: &mask, keys: tile.clone(), first };
             // SAFETY: promised by the caller of `keys`.
             unsafe {
-                self.probabilities(panel, rows, block, work, &mask, tile.clone(), first);
+                self.probabilities(&at, rows, block, work);
                 self.products(panel.count, rows, block, work, first..first + tile.len(), grad_q);
             }
         }
     }
 
-    /// `S^T`, `dP^T`, then P and dS of a tile that starts at key `first` of its block.
-    #[allow(clippy::too_many_arguments)]
+    /// `S^T`, `dP^T`, then P and dS of a tile.
     unsafe fn probabilities(
         &self,
-        panel: &PanelRows,
+        at: &TileAt,
         rows: &PackedRows,
         block: &PackedKeys,
         work: &mut Tiles,
-        mask: &TileMask,
-        keys: Range<usize>,
-        first: usize,
     ) {
+        let TileAt { panel, mask, ref keys, first } = *at;
         let lanes = panel.count.next_multiple_of(16);
         let tile = |a: &[f32], width: usize, b: &[f32], c: &mut [f32]| Product {
             a: a[first * self.words.count(width)..].as_ptr(),

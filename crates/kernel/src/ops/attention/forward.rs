@@ -19,7 +19,7 @@ use danaus_runtime::threads;
 use std::ops::Range;
 
 /// Keys of a tile.
-pub const KEY_TILE: usize = 64;
+const KEY_TILE: usize = 64;
 /// Most panels that share a packed tile.
 const PANELS: usize = 8;
 /// Tasks wanted at least, to balance a few cores.

@@ -6,7 +6,7 @@
 
 use super::mask::{PANEL, TileMask};
 use super::pack::{Element, Words};
-use super::softmax::{bf16_pair, exp2_negative};
+use super::softmax::{bf16_pair, exp2_negative, exp2_negative_short};
 use danaus_runtime::simd::{Kernel, Simd};
 
 /// One tile of probabilities and score gradients, (key, lane).
@@ -87,7 +87,11 @@ impl TileGradient<'_> {
             }
             let lse = s.load(self.lse.as_ptr().add(lane));
             let factor = s.splat(self.mask.exponent_factor());
-            let mut p = exp2_negative(s, s.fma(score, factor, s.sub(s.zero(), lse)));
+            let x = s.fma(score, factor, s.sub(s.zero(), lse));
+            let mut p = match self.words {
+                Words::F32 => exp2_negative(s, x),
+                Words::Bf16Pairs => exp2_negative_short(s, x),
+            };
             let mut dp = s.load(grads);
             let undropped = p;
             if let Some(factors) = self.factors {

@@ -169,7 +169,7 @@ pub(super) fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> 
         value_dim: v_dims[2],
         packed,
     };
-    if sizes.kv_heads == 0 || sizes.heads % sizes.kv_heads != 0 {
+    if sizes.kv_heads == 0 || !sizes.heads.is_multiple_of(sizes.kv_heads) {
         let given = format!("{} heads of q for {} heads of k", sizes.heads, sizes.kv_heads);
         return Err(Error::argument(op, "heads", given, "a multiple of the heads of k"));
     }

@@ -9,22 +9,44 @@ use super::mask::{PANEL, TileMask};
 use super::pack::Words;
 use danaus_runtime::simd::{Kernel, Lane, Simd};
 
-/// 2^x for x <= 0 within 2 units in the last place; exactly 0 below -127, NaN stays NaN.
+/// Splits x into an integer, left in the low bits of the first result, and a fraction within 1/2.
 #[inline(always)]
-pub fn exp2_negative<S: Simd>(s: S, x: S::F) -> S::F {
-    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
+fn split_exponent<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
+    // Adding 1.5 * 2^23 rounds to an integer.
     let shift = s.splat(12_582_912.0);
     let x = s.max(s.splat(-127.0), x);
     let shifted = s.add(x, shift);
-    let f = s.sub(x, s.sub(shifted, shift));
+    (shifted, s.sub(x, s.sub(shifted, shift)))
+}
+
+/// Multiplies p in [0.7, 1.42] by 2^n by adding n to its exponent field, which gives 0 at -127.
+#[inline(always)]
+fn scale_exponent<S: Simd>(s: S, p: S::F, shifted: S::F) -> S::F {
+    s.from_bits(s.add_i(s.bits(p), s.shl_i::<23>(s.bits(shifted))))
+}
+
+/// 2^x for x <= 0 within 2 units in the last place; exactly 0 below -127, NaN stays NaN.
+#[inline(always)]
+pub fn exp2_negative<S: Simd>(s: S, x: S::F) -> S::F {
+    let (shifted, f) = split_exponent(s, x);
     let mut p = s.splat(1.535_336_2e-4);
     for c in
         [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, std::f32::consts::LN_2, 1.0]
     {
         p = s.fma(p, f, s.splat(c));
     }
-    // p lies in [0.7, 1.42]; adding n to its exponent field multiplies by 2^n, and gives 0 at -127.
-    s.from_bits(s.add_i(s.bits(p), s.shl_i::<23>(s.bits(shifted))))
+    scale_exponent(s, p, shifted)
+}
+
+/// The same within 3e-6 relative, for results that are rounded to bf16.
+#[inline(always)]
+pub fn exp2_negative_short<S: Simd>(s: S, x: S::F) -> S::F {
+    let (shifted, f) = split_exponent(s, x);
+    let mut p = s.splat(9.582_856e-3);
+    for c in [5.590_642_5e-2, 2.402_409_9e-1, 6.931_242e-1, 1.0] {
+        p = s.fma(p, f, s.splat(c));
+    }
+    scale_exponent(s, p, shifted)
 }
 
 /// Running maximum and sum of the rows of a panel.
@@ -167,7 +189,7 @@ impl Update<'_> {
                 Words::F32 => {
                     for key in 0..self.keys {
                         let at = key * PANEL + lane;
-                        let p = exponent.probability(s, at, &mut sum);
+                        let p = exponent.probability::<S, false>(s, at, &mut sum);
                         s.store(exponent.scores.add(at), p);
                     }
                 }
@@ -175,13 +197,13 @@ impl Update<'_> {
                     let pairs = self.pairs[..self.keys.div_ceil(2) * PANEL].as_mut_ptr();
                     for pair in 0..self.keys / 2 {
                         let at = 2 * pair * PANEL + lane;
-                        let low = exponent.probability(s, at, &mut sum);
-                        let high = exponent.probability(s, at + PANEL, &mut sum);
+                        let low = exponent.probability::<S, true>(s, at, &mut sum);
+                        let high = exponent.probability::<S, true>(s, at + PANEL, &mut sum);
                         s.store(pairs.add(pair * PANEL + lane), bf16_pair(s, low, high));
                     }
                     if self.keys % 2 == 1 {
                         let at = (self.keys - 1) * PANEL + lane;
-                        let low = exponent.probability(s, at, &mut sum);
+                        let low = exponent.probability::<S, true>(s, at, &mut sum);
                         let word = bf16_pair(s, low, s.zero());
                         s.store(pairs.add(self.keys / 2 * PANEL + lane), word);
                     }
@@ -201,15 +223,22 @@ struct Exponent<F> {
 }
 
 impl<F: Copy> Exponent<F> {
-    /// The probability at one offset; adds it to `sum` before dropout.
+    /// The probability at one offset, with the short polynomial or the full one; adds it to `sum`
+    /// before dropout.
     ///
     /// # Safety
     /// A vector is readable there.
     #[inline(always)]
-    unsafe fn probability<S: Simd<F = F>>(&self, s: S, at: usize, sum: &mut F) -> F {
+    unsafe fn probability<S: Simd<F = F>, const SHORT: bool>(
+        &self,
+        s: S,
+        at: usize,
+        sum: &mut F,
+    ) -> F {
         // SAFETY: promised by the caller.
         unsafe {
-            let p = exp2_negative(s, s.fma(s.load(self.scores.add(at)), self.factor, self.shift));
+            let x = s.fma(s.load(self.scores.add(at)), self.factor, self.shift);
+            let p = if SHORT { exp2_negative_short(s, x) } else { exp2_negative(s, x) };
             *sum = s.add(*sum, p);
             match self.factors {
                 None => p,

@@ -87,6 +87,7 @@ pub fn run_kernel<T: Element>(problem: &Problem, data: &Data) -> (Vec<f64>, Vec<
         out_batch_stride: data.rows.q * problem.heads * problem.value_dim,
         lse: SharedMut::new(&mut lse),
     };
+    // SAFETY: the data has the problem's shape, here and below.
     unsafe { forward::forward(problem, inputs(problem, data.rows, &q, &k, &v), outputs) };
     (
         out.iter().map(|x| f64::from(x.widen())).collect(),
@@ -104,6 +105,7 @@ pub fn run_reference(problem: &Problem, data: &Data) -> (Vec<f64>, Vec<f64>) {
         lse: SharedMut::new(&mut lse),
     };
     let inputs = inputs(problem, data.rows, &data.q, &data.k, &data.v);
+    // SAFETY: as above.
     unsafe { reference::forward(problem, inputs, outputs) };
     (out, lse)
 }
@@ -208,14 +210,16 @@ pub fn kernel_gradients<T: Element + Convert>(
     given: &Given,
 ) -> Grads {
     let forward = run_kernel::<T>(problem, data);
-    gradients(problem, data, given, forward, |p, i, c, g| unsafe {
-        backward::backward::<T>(p, i, c, g);
+    gradients(problem, data, given, forward, |p, i, c, g| {
+        // SAFETY: the data has the problem's shape.
+        unsafe { backward::backward::<T>(p, i, c, g) }
     })
 }
 
 pub fn reference_gradients(problem: &Problem, data: &Data, given: &Given) -> Grads {
     let forward = run_reference(problem, data);
-    gradients(problem, data, given, forward, |p, i, c, g| unsafe {
-        reference::backward::<f64>(p, i, c, g);
+    gradients(problem, data, given, forward, |p, i, c, g| {
+        // SAFETY: the data has the problem's shape.
+        unsafe { reference::backward::<f64>(p, i, c, g) }
     })
 }
