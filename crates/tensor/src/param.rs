@@ -117,6 +117,31 @@ impl Param {
     }
 }
 
+/// Changes the values of several parameters in one go, for optimisers that visit all of them in one
+/// parallel pass. A value that someone else still holds is copied first.
+///
+/// No parameter may occur twice: the second would wait for the first one's lock forever.
+///
+/// # Errors
+/// A parameter that occurs twice; whatever `change` reports.
+pub fn update_all(
+    params: &[&Param],
+    change: impl FnOnce(&mut [&mut Tensor]) -> Result<()>,
+) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = params.iter().find(|param| !seen.insert(Arc::as_ptr(&param.0))) {
+        return Err(Error::internal(format!("parameter {} is updated twice", twice.name())));
+    }
+    let mut values: Vec<MutexGuard<'_, Tensor>> = params.iter().map(|param| param.lock()).collect();
+    for value in &mut values {
+        if !value.is_unique() {
+            **value = value.detach().copy()?.tracked();
+        }
+    }
+    let mut values: Vec<&mut Tensor> = values.iter_mut().map(|value| &mut **value).collect();
+    change(&mut values)
+}
+
 impl std::fmt::Debug for Param {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let value = self.lock();
