@@ -1,7 +1,51 @@
 //! Matrix products on the CPU: `C = f(alpha A B + beta C)` on raw strided matrices.
 //!
-//! A is m x k, B is k x n, C is m x n, all with any strides. Element types: f32, f64, bf16 (summed in
-//! f32, stored as bf16 or f32), and f32 times bf16 (weights kept in half precision).
+//! A is m x k, B is k x n, C is m x n, all with any strides (also zero and negative for A and B).
+//! Element types: f32, f64, bf16 (summed in f32, stored as bf16 or f32), and f32 times bf16 (weights
+//! kept in half precision). `f` is the [`Epilogue`]: bias, copy of the preactivation, activation,
+//! residual. No tensors here, no shape errors, no gradients: `matmul` and the kernels call this.
+//!
+//! # Method
+//! The scheme of Goto and van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008) with
+//! the register tile of BLIS. A tile of 14 x 32 sums stays in 28 AVX-512 registers; per step of k it
+//! reads 14 + 32 values for 448 multiply-adds. Its operands come from packed strips of A
+//! (14 x 512 f32, 28 KiB, first-level cache) and panels of B (512 x 32, 64 KiB each, eight of them in
+//! the second level). A tile of C of 112 x 256 then moves 0.75 MiB of operands for 14.7 million
+//! multiply-adds, under one byte a cycle from the third level: the arithmetic is the limit.
+//! For bf16 the unit is a pair along k (`vdpbf16ps`), which doubles the rate at the same traffic;
+//! processors without it widen to f32 while packing.
+//!
+//! With few rows the matrix B is the limit: 2 m multiply-adds an element. It is then read once, in
+//! place: wide tiles where columns are neighbours, transposition in registers where k is
+//! contiguous (`skinny.rs`).
+//!
+//! # Bits
+//! * Results do not depend on the number of threads, on `parallel`, or on strides.
+//! * They are *invariant*: an element of C is a sum over k in an order given by k and the instruction
+//!   set alone: k is cut into spans of at most 2048, a span into blocks, each summed one by one
+//!   from zero. A row of C therefore has the same bits in a product of one row and of a thousand.
+//!   No flag is needed; the order costs nothing measurable.
+//! * They differ between instruction sets (fused or separate rounding, pairs of bf16).
+//!
+//! `vdpbf16ps` treats subnormal inputs and sums as zero. A NaN or infinity in A or B goes through
+//! even if alpha is 0.
+//!
+//! # Measured
+//! EPYC 9004 (Zen 4), 2 cores, GFLOP/s, random data; the peak is about 236 in f32, twice that in
+//! bf16. PyTorch 2 with MKL and oneDNN on 2 threads, the `gemm` crate 0.19 with AVX-512.
+//!
+//! | m x n x k | ours f32 | `gemm` crate | PyTorch | ours bf16 | PyTorch |
+//! | --- | --- | --- | --- | --- | --- |
+//! | 1024 x 1024 x 1024 | 206 | 204-213 | 187-197 | 390 | 426-439 |
+//! | 2048 x 1024 x 256 | 196-210 | 188-214 | 191-203 | 302-350 | 433-442 |
+//! | 2048 x 256 x 1024 | 198 | 204-215 | 190-205 | 384 | 431-444 |
+//! | 256 x 256 x 2048, A transposed | 185-190 | 162-181 | 194 | 343-357 | 406 |
+//! | 64 x 64 x 64, one thread | 99 | 106 | 77 | 123 | 31 |
+//! | 1 x 4096 x 4096, B transposed | 11 | 7-10 | 10-11 | 22-26 | 71-79 |
+//!
+//! Calls from outside the thread pool wake its threads anew; Linux then sometimes leaves both on one
+//! core for a while, and products of a millisecond or two take twice as long. Long computations
+//! should run inside the pool.
 
 mod config;
 mod driver;
