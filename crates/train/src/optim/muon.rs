@@ -37,9 +37,9 @@ pub fn orthogonalize(matrix: &Tensor, iterations: u32) -> Result<Tensor> {
     let mut x = wide.affine(1.0 / (norm + EPS), 0.0)?.contiguous()?;
     let [a, b, c] = QUINTIC;
     for _ in 0..iterations {
-        let gram = product(&x, &x.transpose(0, 1)?)?;
-        let polynomial = gram.affine(b, 0.0)?.add(&product(&gram, &gram)?.affine(c, 0.0)?)?;
-        x = x.affine(a, 0.0)?.add(&product(&polynomial, &x)?)?;
+        let gram = x.matmul(&x.transpose(0, 1)?)?;
+        let polynomial = gram.affine(b, 0.0)?.add(&gram.matmul(&gram)?.affine(c, 0.0)?)?;
+        x = x.affine(a, 0.0)?.add(&polynomial.matmul(&x)?)?;
     }
     Ok(if tall { x.transpose(0, 1)?.contiguous()? } else { x })
 }
@@ -76,8 +76,4 @@ pub(super) fn step(
         let change = direction.affine(-lr * ADAMW_RMS * longest.sqrt(), 0.0)?;
         Ok(param.set(&value.affine(shrink, 0.0)?.add(&change)?)?)
     })
-}
-
-fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    Ok(a.unsqueeze(2)?.mul(&b.unsqueeze(0)?)?.sum(1)?)
 }

@@ -149,7 +149,7 @@ impl<R: Real> Kernel for Update<'_, '_, R> {
                     first[i] = beta2 * first[i] + rest2 * g;
                 }
             }
-            Kind::Sgd { momentum, .. } if momentum == 0.0 => {
+            Kind::Sgd { momentum: 0.0, .. } => {
                 for i in 0..len {
                     value[i] = value[i] * shrink - lr * (grad[i] * scale);
                 }

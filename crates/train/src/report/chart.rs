@@ -130,10 +130,10 @@ impl Chart<'_> {
         for &tick in &y.ticks {
             let at = place_y(y, tick);
             // Writing to a String cannot fail.
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\"/>\
-                 <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n",
+                 <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 LEFT - 8.0,
                 at + 4.0,
                 label(tick)
@@ -141,17 +141,17 @@ impl Chart<'_> {
         }
         for &tick in &x.ticks {
             let at = place_x(x, tick);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
-                "<text class=\"tick\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n",
+                "<text class=\"tick\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
                 bottom + 17.0,
                 label(tick)
             );
         }
-        let _ = write!(
+        let _ = writeln!(
             svg,
             "<line class=\"axis\" x1=\"{LEFT}\" y1=\"{bottom}\" x2=\"{right}\" y2=\"{bottom}\"/>\
-             <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n",
+             <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             (LEFT + right) / 2.0,
             HEIGHT - 6.0,
             super::escape(self.x_label)
@@ -165,10 +165,10 @@ impl Chart<'_> {
         }
         for (row, series) in self.series.iter().enumerate() {
             let (from, at) = (WIDTH - RIGHT - 132.0, TOP + 12.0 + 18.0 * row as f64);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<line class=\"line {}\" x1=\"{from}\" y1=\"{at}\" x2=\"{}\" y2=\"{at}\"/>\
-                 <text class=\"tick\" x=\"{}\" y=\"{}\">{}</text>\n",
+                 <text class=\"tick\" x=\"{}\" y=\"{}\">{}</text>",
                 series.class,
                 from + 22.0,
                 from + 30.0,

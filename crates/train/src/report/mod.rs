@@ -110,9 +110,9 @@ impl Report {
         page.push_str(&self.results_table());
         page.push_str("<section class=\"charts\">\n");
         for chart in charts(lines) {
-            let _ = write!(
+            let _ = writeln!(
                 page,
-                "<figure>\n<figcaption>{}</figcaption>\n{}</figure>\n",
+                "<figure>\n<figcaption>{}</figcaption>\n{}</figure>",
                 escape(chart.title),
                 chart.svg()
             );
@@ -136,10 +136,10 @@ impl Report {
                         <table class=\"results\">\n"
             .to_string();
         for row in rows {
-            let _ = write!(
+            let _ = writeln!(
                 html,
                 "<tr{}><th>{}</th><td class=\"number\">{:.3}</td><td class=\"bar\">\
-                 <div style=\"width:{:.1}%\"></div></td></tr>\n",
+                 <div style=\"width:{:.1}%\"></div></td></tr>",
                 if row.is_ours { " class=\"ours\"" } else { "" },
                 escape(&row.name),
                 row.bits_per_byte,
@@ -155,11 +155,11 @@ impl Report {
             html.push_str("<h2>Samples</h2>\n");
         }
         for sample in &self.samples {
-            let _ = write!(
+            let _ = writeln!(
                 html,
                 "<figure class=\"sample\">\n<figcaption>{}</figcaption>\n\
                  <pre><span class=\"given\">{}</span><mark>{}</mark><span class=\"given\">{}</span></pre>\n\
-                 </figure>\n",
+                 </figure>",
                 escape(&sample.kind),
                 escape(&sample.prompt),
                 escape(&sample.output),
@@ -181,7 +181,7 @@ impl Report {
 
 /// The run in five numbers.
 fn tiles(lines: &[Line]) -> String {
-    let last = |value: fn(&Line) -> Option<f64>| lines.iter().rev().find_map(value);
+    let last = |value: Value| lines.iter().rev().find_map(value);
     let mut speeds: Vec<f64> = lines.iter().filter_map(|line| line.tokens_per_s).collect();
     speeds.sort_by(f64::total_cmp);
     let end = lines.last().cloned().unwrap_or_default();
@@ -217,8 +217,11 @@ fn grouped(value: u64) -> String {
     text
 }
 
+/// A column of the metrics.
+type Value = fn(&Line) -> Option<f64>;
+
 fn charts(lines: &[Line]) -> Vec<Chart<'static>> {
-    let points = |value: fn(&Line) -> Option<f64>| -> Vec<(f64, f64)> {
+    let points = |value: Value| -> Vec<(f64, f64)> {
         lines.iter().filter_map(|line| Some((line.step as f64, value(line)?))).collect()
     };
     let line = |name, class, points, dots| Series { name, class, points, dots };
@@ -235,7 +238,7 @@ fn charts(lines: &[Line]) -> Vec<Chart<'static>> {
         let series = vec![line("held out", "second", bits, true)];
         charts.push(chart("Held-out bits per byte", series));
     }
-    let curves: [(&str, fn(&Line) -> Option<f64>); 3] = [
+    let curves: [(&'static str, Value); 3] = [
         ("Learning rate", |line| line.lr),
         ("Tokens per second", |line| line.tokens_per_s),
         ("Gradient norm", |line| line.grad_norm),

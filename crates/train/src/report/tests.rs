@@ -11,8 +11,8 @@ fn lines() -> Vec<Line> {
         tokens: 4096 * step,
         tokens_per_s: Some(20_000.0 + step as f64),
         seconds: step as f64 * 0.2,
-        val_bits_per_byte: (step % 100 == 0).then_some(2.5),
-        val_loss: (step % 100 == 0).then_some(5.0),
+        val_bits_per_byte: step.is_multiple_of(100).then_some(2.5),
+        val_loss: step.is_multiple_of(100).then_some(5.0),
         ..Line::default()
     };
     (1..=300).map(line).collect()

@@ -1,1 +1,3 @@
 //! The tasks that come with the engine.
+
+pub mod lm;
