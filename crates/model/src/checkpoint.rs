@@ -39,7 +39,7 @@ impl Model {
         }
         let config = Config::load(&folder.join(CONFIG_NAME))?;
         let source = Arc::new(Checkpoint::open(folder)?);
-        check_finite(&*source).map_err(&fail)?;
+        check_finite(&source).map_err(&fail)?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let params = ParamBuilder::load(source, dtype, Device::Cpu);
         let decoder = Decoder::build(&params, &config, compute)?;
@@ -95,6 +95,14 @@ pub fn save_decoder(decoder: &Decoder, folder: &Path) -> Result<()> {
         .collect();
     let entries = values.iter().map(|(name, tensor)| (name.as_str(), tensor));
     save(folder.join(SINGLE_NAME), entries, HashMap::new())?;
+    save_config(decoder, folder)
+}
+
+/// Writes the config alone.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_config(decoder: &Decoder, folder: &Path) -> Result<()> {
     let path = folder.join(CONFIG_NAME);
     write_atomic(&path, |file| file.write_all(decoder.config().to_json().as_bytes()))
         .map_err(|error| danaus_tensor::Error::io(&path, error))?;

@@ -323,7 +323,7 @@ mod tests {
             ("\"model_type\": \"danaus\"", "\"model_type\": \"llama\"", "valid is danaus"),
             ("\"version\": 1", "\"version\": 2", "version is 2"),
             ("\"weights\": \"dense\"", "\"weights\": \"dence\"", "lowrank(RANK)"),
-            ("\"d_model\": 128", "\"d_model\": 127", "n_heads"),
+            ("\"n_heads\": 2", "\"n_heads\": 3", "attention.n_heads is 3"),
         ];
         for (from, to, expected) in cases {
             assert!(base.contains(from), "{from} is not in {base}");

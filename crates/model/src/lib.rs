@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 mod error;
+pub mod eval;
 pub mod generate;
 pub mod presets;
 

@@ -8,7 +8,7 @@ use std::process::Command;
 const ARROWS: &[(&str, &[&str])] = &[
     ("cli", &["danaus"]),
     ("danaus", &["bench", "train", "model", "text"]),
-    ("bench", &["model"]),
+    ("bench", &["train"]),
     ("train", &["model"]),
     ("model", &["matrix", "text"]),
     ("matrix", &["kernel"]),

@@ -15,6 +15,9 @@ pub enum Error {
     /// The data failed.
     #[error(transparent)]
     Text(#[from] danaus_text::Error),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] danaus_model::Error),
     /// A setting is out of its range.
     #[error("{field} is {given}, valid is {valid}")]
     Config {
@@ -156,6 +159,7 @@ impl Error {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Tensor(error) => error.is_bad_input(),
+            Self::Model(error) => error.is_bad_input(),
             Self::Config { .. }
             | Self::Text(_)
             | Self::Format { .. }

@@ -30,6 +30,7 @@ pub mod guard;
 pub mod metrics;
 pub mod optim;
 pub mod progress;
+pub mod quickstart;
 pub mod report;
 pub mod schedule;
 pub mod task;

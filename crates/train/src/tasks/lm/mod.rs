@@ -11,6 +11,9 @@
 //! with 8 bits each, as if stored. The end-of-text token is predicted and stands for no byte. So the
 //! figure can be compared with that of a compressor on the same files.
 
+mod decoder;
+pub mod run;
+
 use crate::task::{Identity, Loss, MemoryTerm, Moment, Sample, Task, Validation};
 use crate::{Error, Result};
 use danaus_tensor::{ParamSet, Tensor, no_grad};

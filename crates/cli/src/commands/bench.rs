@@ -1,0 +1,90 @@
+//! `danaus bench`.
+
+use clap::Args;
+use danaus::bench::roofline::Roofline;
+use danaus::bench::suites::{self, Request, Row, SUITES};
+use danaus::runtime::{simd, threads};
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Args)]
+#[command(after_help = "Example: danaus bench attention --peers\n\
+                        Peers need a Python with PyTorch; name it with DANAUS_PYTHON.")]
+pub struct BenchArgs {
+    /// Suite, or all
+    #[arg(default_value = "all")]
+    suite: String,
+    /// Only cases whose name contains this
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Run the peers in turn with us and print ratios
+    #[arg(long)]
+    peers: bool,
+    /// Folder with the peers' scripts
+    #[arg(long, default_value = "benches/peers", value_name = "FOLDER")]
+    peers_dir: PathBuf,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let chosen = match args.suite.as_str() {
+        "all" => SUITES.to_vec(),
+        name => vec![suites::find(name)?],
+    };
+    let roofline = Roofline::measure();
+    let (threads, isa) = (threads::count(), simd::isa().name());
+    if !args.json {
+        println!(
+            "{threads} threads, {isa}: {:.0} GFLOP/s f32, {:.1} GB/s copy",
+            roofline.f32_flops / 1e9,
+            roofline.copy_bytes_per_s / 1e9
+        );
+    }
+    let request =
+        Request { filter: &args.filter, peers: args.peers.then_some(args.peers_dir.as_path()) };
+    let print = if args.json { print_json } else { print_row };
+    for suite in chosen {
+        suites::run(suite, &request, roofline, print)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn milliseconds(time: std::time::Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn print_row(row: &Row) {
+    let (low, high) = row.ours.range();
+    print!(
+        "{:<18} {:9.2} ms [{:.2}, {:.2}]  {:7.1} GFLOP/s {:6.1} GB/s  {:3.0} % of roofline",
+        row.case.name,
+        milliseconds(row.ours.median()),
+        milliseconds(low),
+        milliseconds(high),
+        row.gflops(),
+        row.gbytes(),
+        100.0 * row.of_roofline()
+    );
+    if let (Some(peer), Some(ratio)) = (&row.peer, row.ratio()) {
+        print!("  peer {:9.2} ms  ratio {ratio:.3}", milliseconds(peer.median()));
+    }
+    println!("  ({}; {} rounds)", row.case.what, row.ours.rounds());
+}
+
+fn print_json(row: &Row) {
+    let object = json!({
+        "case": row.case.name,
+        "what": row.case.what,
+        "median_ms": milliseconds(row.ours.median()),
+        "rounds": row.ours.rounds(),
+        "gflops": row.gflops(),
+        "gbytes_per_s": row.gbytes(),
+        "of_roofline": row.of_roofline(),
+        "peer_median_ms": row.peer.as_ref().map(|peer| milliseconds(peer.median())),
+        "ratio": row.ratio(),
+    });
+    println!("{object}");
+}

@@ -1,0 +1,59 @@
+//! One file a command.
+
+mod bench;
+mod eval;
+mod generate;
+mod inspect;
+mod op;
+mod quickstart;
+mod selftest;
+mod systems;
+mod tokenizer;
+mod train;
+
+use clap::Subcommand;
+use std::process::ExitCode;
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Train a small model on real code, compare it with compressors, write a report
+    Quickstart(quickstart::QuickstartArgs),
+    /// Train a model on a file or folder
+    Train(train::TrainArgs),
+    /// Continue a text, or fill a gap in one
+    Generate(generate::GenerateArgs),
+    /// Measure a model: bits per byte, or logits into a file
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
+    /// Train a tokenizer
+    #[command(subcommand)]
+    Tokenizer(tokenizer::TokenizerCommand),
+    /// Say what a model folder or tensor file holds
+    Inspect(inspect::InspectArgs),
+    /// List operators, or run one on tensors from a file
+    #[command(subcommand)]
+    Op(op::OpCommand),
+    /// Measure speed against the roofline and named peers
+    Bench(bench::BenchArgs),
+    /// Run the golden cases
+    Selftest(selftest::SelftestArgs),
+    /// Show the implemented systems and how far each has come
+    Systems(systems::SystemsArgs),
+}
+
+/// Runs a command.
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Quickstart(args) => quickstart::run(&args),
+        Command::Train(args) => train::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Eval(command) => eval::run(&command),
+        Command::Tokenizer(command) => tokenizer::run(&command),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Op(command) => op::run(&command),
+        Command::Bench(args) => bench::run(&args),
+        Command::Selftest(args) => selftest::run(&args),
+        Command::Systems(args) => systems::run(&args),
+    }
+}

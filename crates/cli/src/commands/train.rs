@@ -1,0 +1,136 @@
+//! `danaus train`.
+
+use super::quickstart::stop_on_interrupt;
+use super::tokenizer::NotUtf8Option;
+use crate::progress::Live;
+use clap::Args;
+use danaus::model::decoder::Compute;
+use danaus::tensor::DType;
+use danaus::text::fim::FimOptions;
+use danaus::train::optim::OptimizerConfig;
+use danaus::train::tasks::lm::LmOptions;
+use danaus::train::tasks::lm::run::{self, LmRun};
+use danaus::train::{Every, Start, TrainConfig};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Args)]
+#[command(
+    after_help = "Example: danaus train --data src --preset quickstart --minutes 5 --out runs/code\n\
+                        Ctrl-C writes a checkpoint; --resume goes on from the newest one."
+)]
+pub struct TrainArgs {
+    /// File or folder with text
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Folder of the run
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Model: a config.json, or transformer, mamba2, quickstart
+    #[arg(long, default_value = "quickstart")]
+    preset: String,
+    /// Tokenizer to use (default: train one on the data)
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Tokens of a new tokenizer
+    #[arg(long, default_value_t = 2048)]
+    vocab_size: usize,
+    /// Sequences per batch
+    #[arg(long, default_value_t = 4)]
+    rows: usize,
+    /// Tokens per sequence
+    #[arg(long, default_value_t = 512)]
+    row_tokens: usize,
+    /// Share of documents trained as fill-in-the-middle
+    #[arg(long, default_value_t = 0.5)]
+    fim_rate: f64,
+    /// Updates to make
+    #[arg(long, conflicts_with = "minutes")]
+    steps: Option<u64>,
+    /// Minutes to train
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// adamw, lion, muon or sgd
+    #[arg(long, default_value = "adamw")]
+    optimizer: String,
+    /// Learning rate (default: the optimiser's)
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Micro-batches per update
+    #[arg(long, default_value_t = 1)]
+    micro_batches: u64,
+    /// Compute in bf16 with f32 masters
+    #[arg(long)]
+    bf16: bool,
+    /// Keep block inputs only and compute blocks again in backward
+    #[arg(long)]
+    recompute: bool,
+    /// Files that are not UTF-8: refuse (with the offset), skip, or bytes
+    #[arg(long, default_value = "refuse")]
+    not_utf8: NotUtf8Option,
+    /// Updates between checkpoints
+    #[arg(long, default_value_t = 200)]
+    checkpoint_every: u64,
+    /// Updates between validations
+    #[arg(long, default_value_t = 200)]
+    validate_every: u64,
+    /// Go on from the newest checkpoint in the folder
+    #[arg(long)]
+    resume: bool,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let mut optimizer = OptimizerConfig::named(&args.optimizer)?;
+    if let Some(lr) = args.lr {
+        optimizer.set_lr(lr);
+    }
+    let steps = args.steps.or(if args.minutes.is_none() { Some(1000) } else { None });
+    let config = TrainConfig {
+        steps,
+        minutes: args.minutes,
+        optimizer,
+        micro_batches: args.micro_batches,
+        seed: args.seed,
+        checkpoint: Every::Steps(args.checkpoint_every),
+        validate: Every::Steps(args.validate_every),
+        ..TrainConfig::default()
+    };
+    let mut task = LmOptions::new(args.rows, args.row_tokens, args.seed);
+    task.loader.fim =
+        (args.fim_rate > 0.0).then(|| FimOptions { rate: args.fim_rate, ..FimOptions::default() });
+    let request = LmRun {
+        data: Some(args.data.clone()),
+        out: args.out.clone(),
+        model: args.preset.clone(),
+        tokenizer: args.tokenizer.clone(),
+        vocab_size: args.vocab_size,
+        task,
+        compute: Compute {
+            dtype: if args.bf16 { DType::BF16 } else { DType::F32 },
+            recompute: args.recompute,
+        },
+        not_utf8: Some(args.not_utf8.into()),
+        start: if args.resume { Start::Resume } else { Start::New },
+        config,
+        title: format!("Danaus: {}", args.out.display()),
+    };
+    let stop = stop_on_interrupt()?;
+    let mut live = Live::new();
+    let outcome = run::run(&request, &mut live, &stop)?;
+    live.finish();
+    let summary = &outcome.summary;
+    println!(
+        "{:?} after step {}, {:.2} M tokens, {:.0} s; loss {:.3} (seed {})",
+        summary.ending,
+        summary.step,
+        summary.tokens as f64 / 1e6,
+        summary.seconds,
+        summary.loss,
+        args.seed
+    );
+    println!("model:   {}\nreport:  {}", outcome.model.display(), outcome.report.display());
+    Ok(ExitCode::SUCCESS)
+}
