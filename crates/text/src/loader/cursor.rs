@@ -53,9 +53,9 @@ pub struct Cursor {
     pub version: u32,
     /// Passes over the data completed.
     pub epoch: u64,
-    /// Documents of this epoch completed.
+    /// Parts of this epoch completed.
     pub position: usize,
-    /// Tokens of the present document used.
+    /// Tokens of the present part used.
     pub offset: usize,
     /// Batches handed out.
     pub batches: u64,
@@ -70,7 +70,7 @@ impl Cursor {
         Self { version: Self::VERSION, epoch: 0, position: 0, offset: 0, batches: 0, settings }
     }
 
-    pub(super) fn check(&self, now: &Settings, source: &dyn TokenSource) -> Result<()> {
+    pub(super) fn check(&self, now: &Settings, parts: usize) -> Result<()> {
         let then = &self.settings;
         let pairs = [
             ("version", self.version.to_string(), Self::VERSION.to_string()),
@@ -87,8 +87,8 @@ impl Cursor {
                 return Err(Error::Cursor { field, expected, found });
             }
         }
-        if self.position >= source.len() {
-            let valid = format!("0..{}", source.len());
+        if self.position >= parts {
+            let valid = format!("0..{parts}");
             return Err(Error::argument("cursor position", self.position, valid));
         }
         Ok(())

@@ -162,7 +162,8 @@ impl Loader {
         options: LoaderOptions,
         cursor: Cursor,
     ) -> Result<Self> {
-        cursor.check(&Settings::new(source.as_ref(), tokenizer, &options), source.as_ref())?;
+        let parts = rows::count_parts(source.as_ref(), &options);
+        cursor.check(&Settings::new(source.as_ref(), tokenizer, &options), parts)?;
         Self::start(source, tokenizer, options, cursor)
     }
 

@@ -16,6 +16,26 @@ const GROWTH: usize = 5;
 /// In less room than this a document is not rearranged: its parts would be a few tokens each.
 const SMALLEST_FIM: usize = 32;
 
+/// A piece of a document that is drawn as a whole.
+#[derive(Clone, Copy)]
+struct Part {
+    document: u32,
+    /// First token, counted in parts.
+    index: u32,
+}
+
+/// Tokens of a part. Shuffled documents are drawn in parts of one row, so that a long file does not
+/// fill many batches in a row; documents in stored order are one part each.
+fn part_tokens(options: &LoaderOptions) -> usize {
+    if options.shuffle { options.row_tokens } else { usize::MAX }
+}
+
+/// Parts of all documents.
+pub(super) fn count_parts(source: &dyn TokenSource, options: &LoaderOptions) -> usize {
+    let size = part_tokens(options);
+    (0..source.len()).map(|document| source.tokens_of(document).div_ceil(size).max(1)).sum()
+}
+
 pub(super) struct Rows {
     source: Arc<dyn TokenSource>,
     tokenizer: Tokenizer,
@@ -23,8 +43,8 @@ pub(super) struct Rows {
     options: LoaderOptions,
     end_of_text: i64,
     cursor: Cursor,
-    /// The order of documents in epoch `order_of`.
-    order: Vec<u32>,
+    /// The order of parts in epoch `order_of`.
+    order: Vec<Part>,
     order_of: Option<u64>,
 }
 
@@ -48,11 +68,11 @@ impl Rows {
         while batch.tokens.len() < full {
             // Sequences end with their row.
             let room = self.options.row_tokens - batch.tokens.len() % self.options.row_tokens;
-            let Some(document) = self.document() else { break };
+            let Some((document, range)) = self.piece() else { break };
             if batch.tokens.is_empty() {
                 batch.epoch = self.cursor.epoch;
             }
-            self.append(document, room, &mut batch)?;
+            self.append(document, range, room, &mut batch)?;
         }
         if batch.tokens.is_empty() {
             return Ok(None);
@@ -61,27 +81,27 @@ impl Rows {
         Ok(Some((batch, self.cursor.clone())))
     }
 
-    /// The document at the cursor, which is moved over exhausted documents and epochs.
-    fn document(&mut self) -> Option<usize> {
+    /// What is left of the part at the cursor, which is moved over exhausted parts and epochs.
+    fn piece(&mut self) -> Option<(usize, Range<usize>)> {
         loop {
             if self.options.epochs.is_some_and(|epochs| self.cursor.epoch >= epochs) {
                 return None;
             }
             if self.order_of != Some(self.cursor.epoch) {
-                self.order = (0..self.source.len() as u32).collect();
-                if self.options.shuffle {
-                    let stream = rng::stream(rng::EPOCH_ORDER, self.cursor.epoch);
-                    Rng::new(self.options.seed, stream).shuffle(&mut self.order);
-                }
+                self.order = self.draw_order();
                 self.order_of = Some(self.cursor.epoch);
             }
             match self.order.get(self.cursor.position) {
-                Some(&document)
-                    if self.cursor.offset < self.source.tokens_of(document as usize) =>
-                {
-                    return Some(document as usize);
+                Some(part) => {
+                    let (document, size) = (part.document as usize, part_tokens(&self.options));
+                    let first = (part.index as usize).saturating_mul(size);
+                    let end = self.source.tokens_of(document).min(first.saturating_add(size));
+                    let start = first + self.cursor.offset;
+                    if start < end {
+                        return Some((document, start..end));
+                    }
+                    self.cursor.position += 1;
                 }
-                Some(_) => self.cursor.position += 1,
                 None => {
                     self.cursor.position = 0;
                     self.cursor.epoch += 1;
@@ -91,38 +111,63 @@ impl Rows {
         }
     }
 
-    /// Appends one sequence of at most `room` tokens.
-    fn append(&mut self, document: usize, room: usize, batch: &mut Batch) -> Result<()> {
-        if let Some((sequence, used)) = self.rearranged(document, room)? {
+    fn draw_order(&self) -> Vec<Part> {
+        let size = part_tokens(&self.options);
+        let parts = |document: usize| {
+            let count = self.source.tokens_of(document).div_ceil(size).max(1) as u32;
+            (0..count).map(move |index| Part { document: document as u32, index })
+        };
+        let mut order: Vec<Part> = (0..self.source.len()).flat_map(parts).collect();
+        if self.options.shuffle {
+            let stream = rng::stream(rng::EPOCH_ORDER, self.cursor.epoch);
+            Rng::new(self.options.seed, stream).shuffle(&mut order);
+        }
+        order
+    }
+
+    /// Appends one sequence of at most `room` tokens of a piece.
+    fn append(
+        &mut self,
+        document: usize,
+        piece: Range<usize>,
+        room: usize,
+        batch: &mut Batch,
+    ) -> Result<()> {
+        if let Some((sequence, used)) = self.rearranged(document, piece.clone(), room)? {
             let cut = sequence.get(room).map_or(self.end_of_text, |&id| i64::from(id));
             push(batch, &sequence[..sequence.len().min(room)], cut);
             self.cursor.offset += used;
             return Ok(());
         }
-        let (offset, length) = (self.cursor.offset, self.source.tokens_of(document));
-        let end = length.min(offset + room);
-        // One token more, if there is one, is the target of the last.
-        let tokens = self.source.read(document, offset..length.min(end + 1))?;
-        let after = tokens.get(end - offset).map_or(self.end_of_text, |&id| i64::from(id));
-        push(batch, &tokens[..end - offset], after);
-        self.cursor.offset = end;
+        let end = piece.end.min(piece.start + room);
+        // One token more, if the document has one, is the target of the last.
+        let length = self.source.tokens_of(document);
+        let tokens = self.source.read(document, piece.start..length.min(end + 1))?;
+        let count = end - piece.start;
+        let after = tokens.get(count).map_or(self.end_of_text, |&id| i64::from(id));
+        push(batch, &tokens[..count], after);
+        self.cursor.offset += count;
         Ok(())
     }
 
-    /// The next part of a document rearranged, and how many of its tokens that used; `None` if the
-    /// draw says to leave it, there is little room, or it is not UTF-8.
-    fn rearranged(&self, document: usize, room: usize) -> Result<Option<(Vec<u32>, usize)>> {
+    /// The beginning of a piece rearranged, and how many of its tokens that used; `None` if the draw
+    /// says to leave it, there is little room, or it is not UTF-8.
+    fn rearranged(
+        &self,
+        document: usize,
+        piece: Range<usize>,
+        room: usize,
+    ) -> Result<Option<(Vec<u32>, usize)>> {
         let Some(fim) = self.fim.as_ref().filter(|_| room >= SMALLEST_FIM) else {
             return Ok(None);
         };
-        let offset = self.cursor.offset;
         // One stream of draws for each part of each document in each epoch.
         let part = rng::stream(rng::stream(rng::FIM, self.cursor.epoch), document as u64);
-        let mut rng = Rng::new(self.options.seed, rng::stream(part, offset as u64));
+        let mut rng = Rng::new(self.options.seed, rng::stream(part, piece.start as u64));
         let Some(order) = fim.draw_order(&mut rng) else { return Ok(None) };
         let most = room - Fim::SENTINELS - GROWTH;
-        let end = self.source.tokens_of(document).min(offset + most);
-        self.rearrange(fim, document, offset..end, order, &mut rng)
+        let end = piece.end.min(piece.start + most);
+        self.rearrange(fim, document, piece.start..end, order, &mut rng)
     }
 
     fn rearrange(
