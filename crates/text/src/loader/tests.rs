@@ -181,7 +181,7 @@ fn errors_name_what_differs() {
     let mut beyond = cursor.clone();
     beyond.position = 1000;
     let message = resume(&options, beyond).to_string();
-    assert!(message.contains("cursor position is 1000"), "{message}");
+    assert!(message.contains("`cursor position` is 1000; valid: 0.."), "{message}");
     let other: Arc<dyn TokenSource> = Arc::new(PackedDocuments::from_documents(&[vec![30, 31]]));
     let error = Loader::resume(other, &tokenizer, options.clone(), cursor).err().unwrap();
     assert!(matches!(error, Error::Cursor { field: "data", .. }));
