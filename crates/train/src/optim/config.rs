@@ -94,7 +94,7 @@ impl Default for Muon {
             nesterov: true,
             iterations: 5,
             weight_decay: 0.1,
-            exclude: vec!["embed".into(), "lm_head".into(), "conv".into()],
+            exclude: ["embed", "positions", "head.", "conv"].map(String::from).to_vec(),
             rest: AdamW::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! Optimisers: one fused pass over all parameters per step.
 //!
-//! A step reads every gradient once and updates moments and parameter in the same pass ([`fused`]),
+//! A step reads every gradient once and updates moments and parameter in the same pass (`fused.rs`),
 //! so that its cost is the traffic of these arrays and nothing else. With learning rate `lr`, weight
 //! decay `wd` (decoupled; applied where [`Param::decays`] says so) and gradient `g` after scaling:
 //!

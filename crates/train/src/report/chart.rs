@@ -1,7 +1,8 @@
 //! Line charts as SVG text.
 //!
 //! A chart is a handful of polylines, ticks and a legend; that is less than a plotting library costs
-//! to build. Long curves are thinned to one point a pixel, each the mean of what it stands for.
+//! to build. Colours stand in the elements, for readers without style sheets, and again in the page's
+//! style sheet, which knows a dark scheme. Long curves are thinned to one point a pixel, each the mean of what it stands for.
 
 use std::fmt::Write;
 
@@ -9,7 +10,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 22.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 40.0;
 /// Points a curve has at most.
@@ -44,7 +45,35 @@ struct Axis {
     ticks: Vec<f64>,
 }
 
+impl Series<'_> {
+    fn colour(&self) -> &'static str {
+        if self.class == "second" { "#d9641e" } else { "#2f6fb7" }
+    }
+
+    /// Attributes of a line.
+    fn stroke(&self) -> String {
+        let (class, colour) = (self.class, self.colour());
+        format!("class=\"line {class}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\"")
+    }
+}
+
+/// Attributes of texts, of the grid and of the x axis.
+const TEXT: &str = "class=\"tick\" fill=\"#667085\" font-size=\"12\"";
+const GRID: &str = "class=\"grid\" stroke=\"#e3e6ec\"";
+const AXIS: &str = "class=\"axis\" stroke=\"#667085\"";
+
 impl Axis {
+    /// The same range without the parts that no value lies in; ticks outside of it go.
+    fn tight(mut self, values: impl Iterator<Item = f64> + Clone) -> Self {
+        let low = values.clone().fold(f64::INFINITY, f64::min);
+        let high = values.fold(f64::NEG_INFINITY, f64::max);
+        if high > low {
+            (self.low, self.high) = (low, high);
+            self.ticks.retain(|tick| (low..=high).contains(tick));
+        }
+        self
+    }
+
     /// A range that covers the values and ends on ticks of 1, 2 or 5 times a power of ten.
     fn new(values: impl Iterator<Item = f64> + Clone, wanted: f64) -> Self {
         let low = values.clone().fold(f64::INFINITY, f64::min);
@@ -110,7 +139,8 @@ impl Chart<'_> {
                 thin(&series.points.iter().filter(finite).copied().collect::<Vec<_>>())
             })
             .collect();
-        let x = Axis::new(kept.iter().flatten().map(|point| point.0), 6.0);
+        let steps = kept.iter().flatten().map(|point| point.0);
+        let x = Axis::new(steps.clone(), 6.0).tight(steps);
         let y = Axis::new(kept.iter().flatten().map(|point| point.1), 5.0);
         let mut svg = format!(
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">\n",
@@ -132,8 +162,8 @@ impl Chart<'_> {
             // Writing to a String cannot fail.
             let _ = writeln!(
                 svg,
-                "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\"/>\
-                 <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                "<line {GRID} x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\"/>\
+                 <text {TEXT} x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 LEFT - 8.0,
                 at + 4.0,
                 label(tick)
@@ -143,15 +173,15 @@ impl Chart<'_> {
             let at = place_x(x, tick);
             let _ = writeln!(
                 svg,
-                "<text class=\"tick\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                "<text {TEXT} x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
                 bottom + 17.0,
                 label(tick)
             );
         }
         let _ = writeln!(
             svg,
-            "<line class=\"axis\" x1=\"{LEFT}\" y1=\"{bottom}\" x2=\"{right}\" y2=\"{bottom}\"/>\
-             <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            "<line {AXIS} x1=\"{LEFT}\" y1=\"{bottom}\" x2=\"{right}\" y2=\"{bottom}\"/>\
+             <text {TEXT} x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             (LEFT + right) / 2.0,
             HEIGHT - 6.0,
             super::escape(self.x_label)
@@ -167,9 +197,9 @@ impl Chart<'_> {
             let (from, at) = (WIDTH - RIGHT - 132.0, TOP + 12.0 + 18.0 * row as f64);
             let _ = writeln!(
                 svg,
-                "<line class=\"line {}\" x1=\"{from}\" y1=\"{at}\" x2=\"{}\" y2=\"{at}\"/>\
-                 <text class=\"tick\" x=\"{}\" y=\"{}\">{}</text>",
-                series.class,
+                "<line {} x1=\"{from}\" y1=\"{at}\" x2=\"{}\" y2=\"{at}\"/>\
+                 <text {TEXT} x=\"{}\" y=\"{}\">{}</text>",
+                series.stroke(),
                 from + 22.0,
                 from + 30.0,
                 at + 4.0,
@@ -192,19 +222,15 @@ fn curve(svg: &mut String, series: &Series, points: &[(f64, f64)], x: &Axis, y: 
         .iter()
         .map(|point| format!("{:.1},{:.1}", place_x(x, point.0), place_y(y, point.1)))
         .collect();
-    let _ = writeln!(
-        svg,
-        "<polyline class=\"line {}\" points=\"{}\"/>",
-        series.class,
-        places.join(" ")
-    );
+    let _ = writeln!(svg, "<polyline {} points=\"{}\"/>", series.stroke(), places.join(" "));
     if series.dots || points.len() == 1 {
         for point in points {
             let (cx, cy) = (place_x(x, point.0), place_y(y, point.1));
             let _ = writeln!(
                 svg,
-                "<circle class=\"dot {}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3\"/>",
-                series.class
+                "<circle class=\"dot {}\" fill=\"{}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3\"/>",
+                series.class,
+                series.colour()
             );
         }
     }
@@ -218,6 +244,9 @@ mod tests {
     fn axes_cover_the_values_with_round_ticks() {
         let axis = Axis::new([0.13, 4.87].into_iter(), 5.0);
         assert_eq!(axis.ticks, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let tight = Axis::new([0.13, 4.87].into_iter(), 5.0).tight([0.13, 4.87].into_iter());
+        assert_eq!((tight.low, tight.high), (0.13, 4.87));
+        assert_eq!(tight.ticks, [1.0, 2.0, 3.0, 4.0]);
         let flat = Axis::new([3.0, 3.0].into_iter(), 5.0);
         assert!(flat.low < 3.0 && flat.high > 3.0);
         let empty = Axis::new(std::iter::empty::<f64>(), 5.0);
@@ -248,7 +277,7 @@ mod tests {
         let chart = Chart { title: "t\"", x_label: "step", series: vec![series] };
         let svg = chart.svg();
         // y from 1 to 5: the first point is at the top, the last at the bottom right.
-        assert!(svg.contains("points=\"64.0,14.0 546.0,220.0\""), "{svg}");
+        assert!(svg.contains("points=\"64.0,14.0 538.0,220.0\""), "{svg}");
         assert!(svg.contains("aria-label=\"t&quot;\""));
         assert_eq!(svg.matches("<circle").count(), 2);
     }

@@ -1,4 +1,7 @@
 //! The engine's decoder as a language model to train.
+//!
+//! With activations in bf16 the parameters stay f32 masters: the decoder casts them on the tape, so
+//! gradients and updates are f32. It has no dropout, so nothing depends on the moment.
 
 use super::{Completion, LanguageModel};
 use crate::task::Moment;
@@ -32,15 +35,16 @@ impl LanguageModel for Decoder {
 
     fn complete(&self, request: &Completion) -> Result<Vec<u32>> {
         let temperature = request.temperature;
+        let room = Decoder::config(self).max_positions.saturating_sub(request.prompt.len());
         let sampling = Sampling { temperature, seed: request.seed, ..Sampling::default() };
         let completions = generate(
             self,
             &Request {
                 prompts: vec![request.prompt.to_vec()],
-                max_tokens: request.max_tokens,
+                max_tokens: request.max_tokens.min(room),
                 sampling,
                 stop: request.stop.to_vec(),
-                vocab_size: Decoder::config(self).vocab_size,
+                vocab_size: request.vocab_size,
             },
             |_, _| {},
         )?;

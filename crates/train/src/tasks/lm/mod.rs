@@ -75,6 +75,8 @@ pub struct Completion<'a> {
     pub seed: u64,
     /// Tokens that end the text.
     pub stop: &'a [u32],
+    /// Tokens the tokenizer knows; ids from there on are never written.
+    pub vocab_size: usize,
 }
 
 /// Settings of the task.
@@ -175,6 +177,7 @@ impl<M: LanguageModel> LanguageModelling<M> {
             temperature: self.options.temperature,
             seed: self.options.loader.seed.wrapping_add(index as u64),
             stop,
+            vocab_size: self.data.tokenizer.vocab_size(),
         };
         let tokens = self.model.complete(&completion)?;
         Ok(self.data.tokenizer.decode(&tokens, true)?)

@@ -2,14 +2,26 @@
 //! fill-in-the-middle, samples.
 
 use super::*;
+use crate::optim::OptimizerConfig;
 use crate::trainer::{Start, Trainer};
 use crate::{Every, TrainConfig};
 use danaus_kernel::ops::cross_entropy::{self, cross_entropy};
 use danaus_kernel::ops::embedding::embedding;
+use danaus_model::decoder::Compute;
+use danaus_model::{Decoder, Model, presets};
 use danaus_tensor::{DType, Device, Init, ParamBuilder};
 use danaus_text::pack::PackedDocuments;
 use danaus_text::tokenizer::TrainOptions;
 use std::sync::atomic::AtomicBool;
+
+/// Interrupts after so many steps.
+struct StopAt<'a>(u64, &'a AtomicBool);
+
+impl crate::Observer for StopAt<'_> {
+    fn stepped(&mut self, progress: &crate::Progress) {
+        self.1.store(progress.step >= self.0, std::sync::atomic::Ordering::Relaxed);
+    }
+}
 
 /// `logits[t] = table[token t]`.
 struct Bigram {
@@ -78,6 +90,10 @@ fn documents(from: usize, count: usize) -> Vec<String> {
 }
 
 fn task(seed: u64) -> LanguageModelling<Bigram> {
+    task_of(|vocab_size| Bigram::new(vocab_size, seed))
+}
+
+fn task_of<M: LanguageModel>(model: impl FnOnce(usize) -> M) -> LanguageModelling<M> {
     let (training, held_out) = (documents(0, 40), documents(100, 5));
     let options = TrainOptions { vocab_size: 320, ..TrainOptions::default() };
     let tokenizer = Tokenizer::train(&training, &options).unwrap();
@@ -89,7 +105,7 @@ fn task(seed: u64) -> LanguageModelling<Bigram> {
         held_out: Some(packed(&held_out)),
         tokenizer: tokenizer.clone(),
     };
-    let model = Bigram::new(tokenizer.vocab_size(), seed);
+    let model = model(tokenizer.vocab_size());
     let mut options = LmOptions::new(2, 48, 11);
     options.prompts = vec!["let value".into()];
     options.gaps = vec![("let ".into(), " = other".into())];
@@ -147,15 +163,9 @@ fn resumes_with_the_same_bits_and_learns() {
     // The schedule knows the number of steps, so the first part is stopped, not shortened.
     let (first, table) = train(1, 40, whole.path());
     let stop = AtomicBool::new(false);
-    struct StopAt<'a>(&'a AtomicBool);
-    impl crate::Observer for StopAt<'_> {
-        fn stepped(&mut self, progress: &crate::Progress) {
-            self.0.store(progress.step >= 17, std::sync::atomic::Ordering::Relaxed);
-        }
-    }
     let mut interrupted = task(1);
     let mut trainer = Trainer::new(&mut interrupted, config(40), parts.path(), Start::New).unwrap();
-    assert_eq!(trainer.run(&mut StopAt(&stop), &stop).unwrap().step, 17);
+    assert_eq!(trainer.run(&mut StopAt(17, &stop), &stop).unwrap().step, 17);
     let (second, resumed) = train(2, 40, parts.path());
     assert!(table == resumed);
     assert_eq!(first.validation, second.validation);
@@ -182,4 +192,52 @@ fn a_checkpoint_of_another_tokenizer_is_refused() {
     let mut second = task(1);
     let error = Trainer::new(&mut second, config(2), run.path(), Start::Resume).err().unwrap();
     assert!(error.to_string().contains("the tokenizer is 0123 in the checkpoint"), "{error}");
+}
+
+fn hybrid(seed: u64, dtype: DType) -> LanguageModelling<Decoder> {
+    task_of(|vocab_size| {
+        let mut config = presets::quickstart(vocab_size);
+        config.d_model = 64;
+        config.layers = "MA".into();
+        Decoder::init(&config, seed, Compute { dtype, recompute: false }).unwrap()
+    })
+}
+
+/// A hybrid decoder in f32 and bf16: interrupted and resumed has the bits of uninterrupted, and the
+/// exported folder is the trained model.
+#[test]
+fn a_decoder_resumes_with_the_same_bits() {
+    for (dtype, optimizer) in [(DType::F32, "adamw"), (DType::BF16, "muon")] {
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let config = TrainConfig {
+            optimizer: OptimizerConfig::named(optimizer).unwrap(),
+            micro_batches: 2,
+            checkpoint: Every::Steps(5),
+            ..config(12)
+        };
+        let weights = |task: &LanguageModelling<Decoder>| -> Vec<Vec<f32>> {
+            let params = LanguageModel::params(task.model()).iter();
+            params.map(|param| param.tensor().to_vec::<f32>().unwrap()).collect()
+        };
+        let mut one = hybrid(1, dtype);
+        let mut trainer = Trainer::new(&mut one, config.clone(), whole.path(), Start::New).unwrap();
+        let first = trainer.run(&mut (), &AtomicBool::new(false)).unwrap();
+        let folder = trainer.export().unwrap();
+
+        let stop = AtomicBool::new(false);
+        let mut two = hybrid(1, dtype);
+        let mut trainer = Trainer::new(&mut two, config.clone(), parts.path(), Start::New).unwrap();
+        trainer.run(&mut StopAt(7, &stop), &stop).unwrap();
+        let mut three = hybrid(5, dtype);
+        let mut trainer = Trainer::new(&mut three, config, parts.path(), Start::Resume).unwrap();
+        let second = trainer.run(&mut (), &AtomicBool::new(false)).unwrap();
+        assert!(weights(&one) == weights(&three), "{dtype} {optimizer}");
+        assert_eq!(first.validation, second.validation);
+        assert_eq!(first.samples, second.samples);
+
+        let loaded = Model::load(&folder, Compute { dtype, recompute: false }).unwrap();
+        assert_eq!(loaded.tokenizer().unwrap().digest(), one.data.tokenizer.digest());
+        let again = task_of(|_| loaded.decoder);
+        assert_eq!(again.evaluate(None).unwrap(), first.validation);
+    }
 }
