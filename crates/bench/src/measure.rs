@@ -70,11 +70,16 @@ pub fn timed<'a, T>(
     }
 }
 
+/// Before every run, so that a peer's worker threads, which spin for a while after their last work,
+/// do not take time from the next one.
+const SETTLE: Duration = Duration::from_millis(10);
+
 /// Runs all variants once to warm up, then in turn until the budget is spent.
 ///
 /// # Errors
 /// The first error of a variant.
 pub fn interleave(variants: &mut [&mut Variant], budget: Budget) -> crate::Result<Vec<Times>> {
+    let alone = variants.len() == 1;
     for variant in variants.iter_mut() {
         variant()?;
     }
@@ -85,6 +90,9 @@ pub fn interleave(variants: &mut [&mut Variant], budget: Budget) -> crate::Resul
             break;
         }
         for (variant, times) in variants.iter_mut().zip(&mut times) {
+            if !alone {
+                std::thread::sleep(SETTLE);
+            }
             times.push(variant()?);
         }
     }

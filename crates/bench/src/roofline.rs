@@ -3,6 +3,7 @@
 use danaus_runtime::pool::Scratch;
 use danaus_runtime::simd::{Kernel, Simd, dispatch};
 use danaus_runtime::threads::{self, SharedMut};
+use std::hint::black_box;
 use std::time::Instant;
 
 /// Ceilings of the processor.
@@ -60,8 +61,9 @@ impl Kernel for Chains {
     type Out = (f32, f64);
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f32, f64) {
-        let (factor, shift) = (s.splat(0.999_9), s.splat(1e-4));
-        let mut chains = [s.splat(1.0); 16];
+        // Opaque and different starts: the compiler must neither fold the loop nor merge the chains.
+        let (factor, shift) = (s.splat(black_box(0.999_9)), s.splat(black_box(1e-4)));
+        let mut chains: [S::F; 16] = std::array::from_fn(|i| s.splat(black_box(i as f32)));
         for _ in 0..self.0 {
             for chain in &mut chains {
                 *chain = s.fma(*chain, factor, shift);
@@ -79,7 +81,7 @@ fn f32_peak() -> f64 {
         *flops.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = 0.0;
         threads::for_each(tasks, |_| {
             let (value, count) = dispatch(Chains(1 << 21));
-            std::hint::black_box(value);
+            black_box(value);
             *flops.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) += count;
         });
     });

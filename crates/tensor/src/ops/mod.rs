@@ -1,4 +1,4 @@
-//! Elementary operators, one file a family. Each is a method of [`Tensor`](crate::Tensor).
+//! Elementary operators, one file a family. Each is a method of [`Tensor`].
 
 mod accumulate;
 mod binary;

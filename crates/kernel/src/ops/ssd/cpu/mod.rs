@@ -1,9 +1,9 @@
 //! The chunked algorithm on the processor, for f32 and bf16 arrays with f32 arithmetic.
 //!
 //! * [`prologue`]: step sizes and log-decays from `dt`;
-//! * [`forward`], [`backward`]: the passes over chunks, built from [`tile`] (products of small
-//!   matrices), [`decay`] (exponentials and masks), [`states`] (state passing), [`rows`] (loads and
-//!   stores) and [`epilogue`] (skip connection and gate);
+//! * [`forward`], [`backward`]: the passes over chunks, built from `tile` (products of small
+//!   matrices), `decay` (exponentials and masks), `states` (state passing), `rows` (loads and
+//!   stores) and `epilogue` (skip connection and gate);
 //! * [`step`]: the recurrence itself, for decoding.
 //!
 //! Tasks are segments of runs times blocks of heads, a function of the shape alone, so results have the
