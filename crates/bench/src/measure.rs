@@ -1,13 +1,13 @@
-//! Interleaved medians.
+//! Medians of variants that take turns.
 
 use std::time::{Duration, Instant};
 
-/// Times of one variant over all rounds.
+/// Times of one variant over all turns.
 #[derive(Clone, Debug, Default)]
 pub struct Times(Vec<Duration>);
 
 impl Times {
-    /// Adds a round.
+    /// Adds a run.
     pub fn push(&mut self, time: Duration) {
         self.0.push(time);
     }
@@ -18,7 +18,7 @@ impl Times {
         sorted
     }
 
-    /// The middle one (zero before the first round).
+    /// The middle one (zero before the first run).
     pub fn median(&self) -> Duration {
         let sorted = self.sorted();
         sorted.get(sorted.len() / 2).copied().unwrap_or_default()
@@ -31,8 +31,8 @@ impl Times {
         (first, sorted.last().copied().unwrap_or_default())
     }
 
-    /// Number of rounds.
-    pub fn rounds(&self) -> usize {
+    /// Number of runs that count.
+    pub fn runs(&self) -> usize {
         self.0.len()
     }
 }
@@ -40,17 +40,17 @@ impl Times {
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Rounds at least.
-    pub min_rounds: usize,
-    /// Rounds at most.
-    pub max_rounds: usize,
-    /// Stop after this time once `min_rounds` are done.
+    /// Turns of every variant at least.
+    pub min_turns: usize,
+    /// Turns at most.
+    pub max_turns: usize,
+    /// Stop after this time once `min_turns` are done.
     pub time: Duration,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { min_rounds: 5, max_rounds: 200, time: Duration::from_secs(6) }
+        Self { min_turns: 5, max_turns: 200, time: Duration::from_secs(6) }
     }
 }
 
@@ -70,30 +70,41 @@ pub fn timed<'a, T>(
     }
 }
 
-/// Before every run, so that a peer's worker threads, which spin for a while after their last work,
-/// do not take time from the next one.
-const SETTLE: Duration = Duration::from_millis(10);
+/// A turn: a variant runs until its times add up to this.
+const TURN: Duration = Duration::from_millis(60);
 
-/// Runs all variants once to warm up, then in turn until the budget is spent.
+/// Shorter runs within this time of a turn's start only warm up: they find caches, clocks and worker
+/// threads as the other variant left them, which no user of one library does.
+const WARM_UP: Duration = Duration::from_millis(20);
+
+fn turn(variant: &mut Variant, times: &mut Times) -> crate::Result<()> {
+    let mut elapsed = Duration::ZERO;
+    while elapsed < TURN {
+        let time = variant()?;
+        if elapsed >= WARM_UP || time >= WARM_UP {
+            times.push(time);
+        }
+        elapsed += time.max(Duration::from_micros(1));
+    }
+    Ok(())
+}
+
+/// Runs all variants once to warm up, then gives them turns until the budget is spent.
 ///
 /// # Errors
 /// The first error of a variant.
 pub fn interleave(variants: &mut [&mut Variant], budget: Budget) -> crate::Result<Vec<Times>> {
-    let alone = variants.len() == 1;
     for variant in variants.iter_mut() {
         variant()?;
     }
     let mut times = vec![Times::default(); variants.len()];
     let start = Instant::now();
-    for round in 0..budget.max_rounds {
-        if round >= budget.min_rounds && start.elapsed() > budget.time {
+    for round in 0..budget.max_turns {
+        if round >= budget.min_turns && start.elapsed() > budget.time {
             break;
         }
         for (variant, times) in variants.iter_mut().zip(&mut times) {
-            if !alone {
-                std::thread::sleep(SETTLE);
-            }
-            times.push(variant()?);
+            turn(variant, times)?;
         }
     }
     Ok(times)
@@ -103,24 +114,37 @@ pub fn interleave(variants: &mut [&mut Variant], budget: Budget) -> crate::Resul
 mod tests {
     use super::*;
 
+    fn budget(turns: usize) -> Budget {
+        Budget { min_turns: turns, max_turns: turns, time: Duration::ZERO }
+    }
+
     #[test]
     fn variants_take_turns_and_the_median_ignores_outliers() {
         let order = std::cell::RefCell::new(Vec::new());
-        let times = [1u64, 900, 2, 3, 4, 5];
-        let mut next = 0;
+        let mut times = [100u64, 100, 900, 102, 103, 104].into_iter();
         let mut a = || {
             order.borrow_mut().push('a');
-            next += 1;
-            Ok(Duration::from_millis(times[next - 1]))
+            Ok(Duration::from_millis(times.next().unwrap()))
         };
         let mut b = || {
             order.borrow_mut().push('b');
-            Ok(Duration::from_millis(1))
+            Ok(Duration::from_millis(60))
         };
-        let budget = Budget { min_rounds: 5, max_rounds: 5, time: Duration::ZERO };
-        let result = interleave(&mut [&mut a, &mut b], budget).unwrap();
-        assert_eq!(result[0].median(), Duration::from_millis(4));
+        let result = interleave(&mut [&mut a, &mut b], budget(5)).unwrap();
+        assert_eq!(result[0].median(), Duration::from_millis(103));
         assert_eq!(result[0].range().1, Duration::from_millis(900));
         assert_eq!(order.borrow().iter().collect::<String>(), "ab".repeat(6));
+    }
+
+    #[test]
+    fn short_runs_warm_up_at_the_start_of_every_turn() {
+        let mut count = 0;
+        let mut a = || {
+            count += 1;
+            Ok(Duration::from_millis(10))
+        };
+        let result = interleave(&mut [&mut a], budget(3)).unwrap();
+        assert_eq!(result[0].runs(), 3 * 4, "two of the six runs of a turn warm up");
+        assert_eq!(count, 1 + 3 * 6);
     }
 }

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     if let Some(threads) = cli.threads {
         danaus::runtime::threads::set_threads(threads);
     }
-    match commands::run(cli.command) {
+    match danaus::runtime::threads::enter(|| commands::run(cli.command)) {
         Ok(code) => code,
         Err(error) => failure::report(&error),
     }

@@ -15,10 +15,14 @@ fn default_threads() -> usize {
     from_env.filter(|&n| n > 0).unwrap_or_else(cores)
 }
 
+/// As much as a main thread usually has, because whole programs run in the pool ([`enter`]).
+const STACK: usize = 8 << 20;
+
 fn build(n: usize) -> Result<rayon::ThreadPool, rayon::ThreadPoolBuildError> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(n)
         .thread_name(|index| format!("danaus-{index}"))
+        .stack_size(STACK)
         .build()
 }
 
@@ -54,6 +58,15 @@ pub fn with_threads<R: Send>(n: usize, work: impl FnOnce() -> R + Send) -> R {
         Ok(pool) => pool.install(work),
         Err(_) => work(),
     }
+}
+
+/// Runs `work` on a thread of the pool and waits for it.
+///
+/// A program that computes a lot should be one call of this. Parallel loops that start on a thread of
+/// the pool wake one thread less, and the operating system has as many busy threads as cores to place;
+/// loops that start outside it let a thread wait for others in every operator.
+pub fn enter<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_thread_index().is_some() { work() } else { pool().install(work) }
 }
 
 /// Calls `task(0..n)`, each index exactly once, in parallel and in no particular order.

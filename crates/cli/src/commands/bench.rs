@@ -71,7 +71,7 @@ fn print_row(row: &Row) {
     if let (Some(peer), Some(ratio)) = (&row.peer, row.ratio()) {
         print!("  peer {:9.2} ms  ratio {ratio:.3}", milliseconds(peer.median()));
     }
-    println!("  ({}; {} rounds)", row.case.what, row.ours.rounds());
+    println!("  ({}; {} runs)", row.case.what, row.ours.runs());
 }
 
 fn print_json(row: &Row) {
@@ -79,7 +79,7 @@ fn print_json(row: &Row) {
         "case": row.case.name,
         "what": row.case.what,
         "median_ms": milliseconds(row.ours.median()),
-        "rounds": row.ours.rounds(),
+        "runs": row.ours.runs(),
         "gflops": row.gflops(),
         "gbytes_per_s": row.gbytes(),
         "of_roofline": row.of_roofline(),

@@ -7,7 +7,7 @@ use danaus_runtime::pool::Buffer;
 
 /// Buffers up to this size stay with the thread; larger ones go back to the pool.
 const KEEP_BYTES: usize = 4 << 20;
-const LEAST_BYTES: usize = 64 << 10;
+const LEAST_BYTES: usize = 2 << 20;
 
 thread_local! {
     static SLOTS: [Cell<Option<Buffer>>; 2] = const { [Cell::new(None), Cell::new(None)] };
