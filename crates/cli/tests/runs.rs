@@ -99,6 +99,32 @@ fn twenty_kills_lose_nothing() {
     kill_and_resume(20, "2000", 2);
 }
 
+/// Ctrl-C ends a run after its step, with a checkpoint, a model and a report.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_run_is_whole() {
+    let place = Place::new();
+    let arguments = place.train_arguments("run", &["--steps", "1000000"]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let child = command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    let trains = || std::fs::metadata(place.path("run/metrics.jsonl")).is_ok_and(|m| m.len() > 0);
+    while !trains() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let step = saved_step(&place.path("run"));
+    assert!(step > 0 && text.contains(&format!("interrupted after step {step},")), "{text}");
+    let stored = place.path(&format!("run/checkpoints/step-{step}"));
+    let saved = std::fs::read(stored.join("model.safetensors")).unwrap();
+    assert!(saved == weights(&place.path("run")), "the model is not that of the checkpoint");
+    assert!(place.path("run/report.html").is_file());
+}
+
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one() {
     for optimizer in ["adamw", "lion", "muon", "sgd"] {
@@ -194,4 +220,45 @@ fn learns(place: &Place, out: &str, more: &[&str]) {
     for part in ["Loss (nats per token)", "Learning rate", "Tokens per second", "<mark>", "<svg"] {
         assert!(page.contains(part), "{out}: the report lacks {part}");
     }
+}
+
+/// The main job on a folder of one's own: all it promises is printed and left behind.
+#[test]
+fn quickstart_on_own_data() {
+    let place = Place::new();
+    let (data, out) = (place.at("data"), place.at("quick"));
+    let arguments = ["quickstart", "--data", &data, "--out", &out, "--minutes", "0.02"];
+    let text = succeed(&arguments);
+    let parts = [
+        "data: 6 documents",
+        "tokenizer: ",
+        "model: ",
+        "memory: weights ",
+        "bits/byte",
+        "tokens/s",
+        "ETA",
+        "this model",
+        "gzip -9, file by file",
+        "byte trigram",
+        "--- completion",
+        "--- infilling",
+        "report.html",
+        "danaus generate --model",
+    ];
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    for file in ["checkpoints/latest", "metrics.jsonl", "report.html", "model/config.json"] {
+        assert!(place.path("quick").join(file).is_file(), "{file} is missing");
+    }
+    let model = place.at("quick/model");
+    let gap = ["generate", "--model", &model, "--fim", "fn item_1(x: u32) ->", "}", "-n", "5"];
+    succeed(&gap);
+    assert!(succeed(&["inspect", &model]).contains("danaus decoder: 4 blocks (MMAM)"));
+    let eval = succeed(&["eval", "ppl", "--model", &model, "--text", &data, "--json"]);
+    let eval: serde_json::Value = serde_json::from_str(&eval).unwrap();
+    assert!(eval["bits_per_byte"].as_f64().is_some_and(|bits| bits > 0.0 && bits < 10.0));
+    // A second run does not overwrite the first.
+    let again = succeed(&arguments);
+    assert!(again.contains("quick-2"), "{again}");
 }

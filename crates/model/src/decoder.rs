@@ -86,6 +86,11 @@ impl Decoder {
         &self.config
     }
 
+    /// How it computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
     /// All parameters.
     pub fn params(&self) -> &ParamSet {
         &self.params

@@ -114,7 +114,7 @@ pub fn run(request: &LmRun, watcher: &mut dyn Watcher, stop: &AtomicBool) -> Res
     let (vocab_size, tokens) = (tokenizer.vocab_size(), encoded.tokens().len() as u64);
     watcher.stage(&Stage::Encoded { vocab_size, tokens });
     let config = model_config(&request.model, vocab_size)?;
-    check_sizes(&config, &request.task)?;
+    check_sizes(&config, request)?;
     let decoder = Decoder::init(&config, request.config.seed, request.compute)?;
     let parameters = decoder.params().elem_count();
     watcher.stage(&Stage::Built { parameters, layers: &config.layers });
@@ -245,13 +245,15 @@ fn opening(document: &[u8]) -> Option<String> {
 
 /// Refuses rows longer than the model's context, and a model that would not fit into memory, before
 /// anything of it is made.
-fn check_sizes(config: &Config, task: &LmOptions) -> Result<()> {
-    let (rows, row_tokens) = (task.loader.rows, task.loader.row_tokens);
+fn check_sizes(config: &Config, request: &LmRun) -> Result<()> {
+    let loader = &request.task.loader;
+    let (rows, row_tokens) = (loader.rows, loader.row_tokens);
     if row_tokens > config.max_positions {
         let valid = format!("at most {} (max_positions of the model)", config.max_positions);
         return Err(Error::config("row_tokens", row_tokens, valid));
     }
-    let terms = config.training_bytes(rows.saturating_mul(row_tokens))?;
+    let tokens = rows.saturating_mul(row_tokens);
+    let terms = config.training_bytes(tokens, request.compute.recompute)?;
     let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
     let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
     guard::check_memory(&terms, guard::available_memory())
