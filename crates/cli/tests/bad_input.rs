@@ -357,7 +357,7 @@ fn too_little_memory() {
     let config = std::fs::read_to_string(place.path("run/model/config.json")).unwrap();
     let long = config.replace("\"max_positions\": 64", "\"max_positions\": 268435456");
     place.write("run/model/config.json", long);
-    let line = "ulimit -v 4000000; exec \"$0\" generate --model \"$1\" --prompt x";
+    let line = "ulimit -v 4000000; exec \"$0\" --threads 1 generate --model \"$1\" --prompt x";
     let mut shell = Command::new("sh");
     shell.args(["-c", line, env!("CARGO_BIN_EXE_danaus"), &place.at("run/model")]);
     complains(&shell.output().unwrap(), 1, &["rotary tables", "are available"]);
