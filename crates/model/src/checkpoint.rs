@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::decoder::{Compute, Decoder};
 use crate::{Error, Result};
 use danaus_runtime::fs::write_atomic;
+use danaus_runtime::memory::available_bytes;
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::safetensors::{Checkpoint, SINGLE_NAME, save};
 use danaus_tensor::{DType, Device, ParamBuilder, Tensor};
@@ -39,6 +40,7 @@ impl Model {
         }
         let config = Config::load(&folder.join(CONFIG_NAME))?;
         let source = Arc::new(Checkpoint::open(folder)?);
+        config.check_memory(available_bytes())?;
         check_finite(&source).map_err(&fail)?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let params = ParamBuilder::load(source, dtype, Device::Cpu);

@@ -28,6 +28,10 @@ pub fn logits(
         )
         .into());
     };
+    if !input_ids.dtype().is_int() {
+        let (found, allowed) = (input_ids.dtype(), "a whole-number type");
+        return Err(danaus_tensor::Error::dtype("logits", "input_ids", found, allowed).into());
+    }
     let whole = |tensor: &Tensor| tensor.to_dtype(DType::I64)?.to_vec::<i64>();
     let ids = whole(input_ids)?;
     let mask = match attention_mask {
@@ -80,3 +84,6 @@ fn pad(x: &Tensor, real: &[usize], [batch, length]: [usize; 2]) -> Result<Tensor
     let places = Tensor::from_slice(&places, [places.len()], &Device::Cpu)?;
     Ok(zeros.index_add(0, &places, x)?.reshape([batch, length, width])?)
 }
+
+#[cfg(test)]
+mod tests;

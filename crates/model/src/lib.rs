@@ -15,6 +15,7 @@ mod error;
 pub mod eval;
 pub mod generate;
 pub mod presets;
+mod spec;
 
 pub use checkpoint::Model;
 pub use config::Config;
@@ -23,5 +24,5 @@ pub use error::{Error, Result};
 
 use danaus_tensor::registry::OpSpec;
 
-/// Operators of this room. Blocks are operators of the `matrix` room.
-pub const SPECS: &[&[OpSpec]] = &[];
+/// Operators of this room: whole models. Blocks are operators of the `matrix` room.
+pub const SPECS: &[&[OpSpec]] = &[spec::SPECS];

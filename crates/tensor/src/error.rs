@@ -167,6 +167,15 @@ impl Error {
 
     /// Whether the caller's input is at fault (exit code 2 of the binary), not the machine or we.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::OutOfMemory { .. } | Self::Internal(_) | Self::Io { .. })
+        match self {
+            Self::Io { source, .. } => names_a_wrong_path(source),
+            other => !matches!(other, Self::OutOfMemory { .. } | Self::Internal(_)),
+        }
     }
+}
+
+/// Whether the path that was given is at fault, and not the machine.
+pub fn names_a_wrong_path(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | PermissionDenied | NotADirectory | IsADirectory)
 }

@@ -166,6 +166,7 @@ impl Checkpoint {
         if path.is_file() {
             return Self::from_files(vec![TensorFile::open(path)?]);
         }
+        std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
         let (single, index) = (path.join(SINGLE_NAME), path.join(INDEX_NAME));
         if single.is_file() {
             return Self::from_files(vec![TensorFile::open(single)?]);

@@ -1,5 +1,7 @@
 //! `danaus eval ppl` and `danaus eval logits`.
 
+use super::tokenizer::NotUtf8Option;
+use crate::failure::BadInput;
 use clap::{Args, Subcommand};
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
@@ -34,9 +36,12 @@ pub struct PplArgs {
     /// Text file or folder
     #[arg(long, value_name = "PATH")]
     text: PathBuf,
-    /// Tokens of context
-    #[arg(long, default_value_t = 512)]
-    context: usize,
+    /// Tokens of context (default: 512, or what the model takes)
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Files that are not UTF-8: refuse (with the offset), skip, or bytes
+    #[arg(long, default_value = "refuse")]
+    not_utf8: NotUtf8Option,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,7 +61,7 @@ pub struct LogitsArgs {
     /// Also write hidden_00, hidden_01, ... after the embedding and each block
     #[arg(long)]
     hidden: bool,
-    /// f32 or f64
+    /// Arithmetic: f32, f64 or bf16
     #[arg(long, default_value = "f32")]
     dtype: DType,
 }
@@ -65,7 +70,9 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
     match command {
         EvalCommand::Ppl(args) => {
             let model = Model::load(&args.model, Compute::default())?;
-            let found = evaluate_file(model, &args.text, args.context)?;
+            let most = model.decoder.config().max_positions;
+            let context = args.context.unwrap_or(most.min(512));
+            let found = evaluate_file(model, &args.text, context, args.not_utf8.into())?;
             let (loss, bits) = (found.loss, found.bits_per_byte.unwrap_or(f64::NAN));
             let perplexity = loss.exp();
             if args.json {
@@ -78,6 +85,10 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
             }
         }
         EvalCommand::Logits(args) => {
+            if !matches!(args.dtype, DType::F32 | DType::F64 | DType::BF16) {
+                let line = format!("--dtype is {}, valid is f32, f64, bf16", args.dtype);
+                return Err(BadInput(line).into());
+            }
             let compute = Compute { dtype: args.dtype, recompute: false };
             let model = Model::load(&args.model, compute)?;
             let file = TensorFile::open(&args.input_ids)?;

@@ -31,26 +31,26 @@ pub struct GenerateArgs {
     /// Text before and after a gap to fill
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
     fim: Option<Vec<String>>,
-    /// Tokens to write at most
-    #[arg(short = 'n', long, default_value_t = 64)]
-    max_tokens: usize,
+    /// Tokens to write at most (default: 64, or what the model has room for)
+    #[arg(short = 'n', long, value_name = "N")]
+    max_tokens: Option<usize>,
     /// 0 takes the likeliest token
-    #[arg(long, default_value_t = 0.7, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 0.7, allow_hyphen_values = true, value_name = "X")]
     temperature: f64,
     /// Keep the K most probable tokens; 0 keeps all
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     top_k: usize,
     /// Keep the most probable tokens up to this sum
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
     top_p: f64,
     /// Keep tokens at least this fraction as probable as the first
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
     min_p: f64,
     /// Above 1 makes tokens seen before less likely
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
     repetition_penalty: f64,
     /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Go on after the end of a text
     #[arg(long)]
@@ -65,9 +65,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let (prompt, stop) = prompt(args, &model)?;
     let tokenizer = model.tokenizer.as_ref();
     let vocab_size = model.decoder.config().vocab_size;
+    let room = model.decoder.config().max_positions.saturating_sub(prompt.len());
     let request = Request {
         prompts: vec![prompt],
-        max_tokens: args.max_tokens,
+        max_tokens: args.max_tokens.unwrap_or(room.clamp(1, 64)),
         sampling: Sampling {
             temperature: args.temperature,
             top_k: args.top_k,

@@ -27,7 +27,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
             config.max_positions
         );
         println!("parameters: {}", config.elem_count()?);
-        let terms = config.training_bytes(4096)?;
+        let terms = config.training_bytes(4096, false)?;
         let text: Vec<String> =
             terms.iter().map(|(what, size)| format!("{what} {}", bytes(*size))).collect();
         let total = terms.iter().map(|(_, size)| size).sum();

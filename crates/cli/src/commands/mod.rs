@@ -24,15 +24,15 @@ pub enum Command {
     /// Continue a text, or fill a gap in one
     Generate(generate::GenerateArgs),
     /// Measure a model: bits per byte, or logits into a file
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: danaus eval ppl --model M --text src/lib.rs")]
     Eval(eval::EvalCommand),
     /// Train a tokenizer
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: danaus tokenizer train --data src --out t.json")]
     Tokenizer(tokenizer::TokenizerCommand),
     /// Say what a model folder or tensor file holds
     Inspect(inspect::InspectArgs),
     /// List operators, or run one on tensors from a file
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: danaus op list attention")]
     Op(op::OpCommand),
     /// Measure speed against the roofline and named peers
     Bench(bench::BenchArgs),

@@ -4,7 +4,7 @@
 //! Parameters: `qkv` `[(n_heads + 2 n_kv_heads) head_dim, d_model]` and `out` `[d_model, n_heads
 //! head_dim]`, each a structured matrix, with optional biases `qkv.bias`, `out.bias`.
 
-use super::{SequenceMixer, check_states, foreign_state};
+use super::{MAX_WIDTH, SequenceMixer, check_states, foreign_state};
 use crate::state::KvState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
@@ -45,7 +45,8 @@ impl AttentionConfig {
         self.n_kv_heads.unwrap_or(self.n_heads)
     }
 
-    fn dim(&self, d_model: usize) -> usize {
+    /// Width of a head in a model of this width.
+    pub fn dim(&self, d_model: usize) -> usize {
         self.head_dim.unwrap_or(d_model / self.n_heads.max(1))
     }
 
@@ -59,6 +60,10 @@ impl AttentionConfig {
             let valid = format!("a divisor of d_model = {d_model}, or give head_dim");
             return Err(Error::argument("config", "attention.n_heads", heads, valid));
         }
+        if heads.checked_mul(dim).is_none_or(|width| width > MAX_WIDTH) {
+            let valid = format!("at most {MAX_WIDTH} / head_dim");
+            return Err(Error::argument("config", "attention.n_heads", heads, valid));
+        }
         if kv == 0 || !heads.is_multiple_of(kv) {
             let valid = format!("a divisor of n_heads = {heads}");
             return Err(Error::argument("config", "attention.n_kv_heads", kv, valid));
@@ -66,6 +71,13 @@ impl AttentionConfig {
         if dim == 0 || (self.rope_theta.is_some() && dim % 2 == 1) {
             let valid = "positive, and even with rope_theta";
             return Err(Error::argument("config", "attention.head_dim", dim, valid));
+        }
+        let positive = [("rope_theta", self.rope_theta), ("softcap", self.softcap)];
+        for (field, value) in positive {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                let valid = "a finite number above 0, or absent";
+                return Err(Error::argument("config", format!("attention.{field}"), value, valid));
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@
 //! `[channels, 1, width]`, `conv1d.bias`, `dt_bias`, `A_log`, `D`, `norm.weight`, `out_proj.weight`.
 //! Source: Dao and Gu, Transformers are SSMs, ICML 2024.
 
-use super::{SequenceMixer, check_states, foreign_state};
+use super::{MAX_WIDTH, SequenceMixer, check_states, foreign_state};
 use crate::state::RecurrentState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
@@ -81,14 +81,14 @@ impl Widths {
 
 impl Mamba2Config {
     fn widths(&self, d_model: usize) -> Widths {
-        let d_inner = self.expand * d_model;
+        let d_inner = self.expand.saturating_mul(d_model);
         let d_ssm = self.d_ssm.unwrap_or(d_inner);
         let n_heads = d_ssm / self.head_dim.max(1);
         Widths {
             d_ssm,
             d_mlp: d_inner.saturating_sub(d_ssm),
             n_heads,
-            bc: self.n_groups * self.d_state,
+            bc: self.n_groups.saturating_mul(self.d_state),
         }
     }
 
@@ -103,6 +103,9 @@ impl Mamba2Config {
         };
         if self.d_state == 0 || self.d_state > 256 {
             return refuse("d_state", self.d_state, "1..=256".into());
+        }
+        if self.expand == 0 || self.expand.saturating_mul(d_model) > MAX_WIDTH {
+            return refuse("expand", self.expand, format!("1..={}", MAX_WIDTH / d_model.max(1)));
         }
         if widths.d_ssm == 0 || widths.d_ssm > self.expand * d_model {
             let valid = format!("1..={} (expand d_model)", self.expand * d_model);

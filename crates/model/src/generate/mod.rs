@@ -86,7 +86,7 @@ fn check(decoder: &Decoder, request: &Request) -> Result<()> {
         if prompt.is_empty() {
             return Err(Error::argument("prompt", "empty", "at least one token"));
         }
-        if prompt.len() + request.max_tokens > room {
+        if prompt.len().saturating_add(request.max_tokens) > room {
             let given = format!("{} tokens and {} to generate", prompt.len(), request.max_tokens);
             let valid = format!("at most {room} together (max_positions)");
             return Err(Error::argument("prompt", given, valid));
