@@ -31,6 +31,22 @@ pub enum Error {
         /// Which tensor, what is wrong.
         detail: String,
     },
+    /// A GGUF file is refused.
+    #[error("{path}: {fault}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::formats::gguf::Fault,
+    },
+    /// A PyTorch file is refused.
+    #[error("{path}: {fault}")]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::formats::torch::Fault,
+    },
     /// A request cannot be honoured.
     #[error("{arg} is {given}, valid is {valid}")]
     Argument {

@@ -4,6 +4,7 @@
 //!   building anything.
 //! * [`decoder`]: the only architecture: embedding, blocks of norm + mixer + norm + MLP, norm, head.
 //! * [`checkpoint`]: a folder with config, weights and tokenizer, written in one step.
+//! * [`formats`]: files of other projects, GGUF and PyTorch.
 //! * [`generate`]: prompts and steps through states, sampling, streaming.
 //! * [`presets`]: named configs.
 
@@ -13,6 +14,7 @@ pub mod config;
 pub mod decoder;
 mod error;
 pub mod eval;
+pub mod formats;
 pub mod generate;
 pub mod presets;
 
