@@ -15,6 +15,7 @@ mod detokenizer;
 mod encoder;
 mod split;
 mod train;
+pub mod vocabulary;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -14,6 +14,7 @@
 mod fault;
 mod reader;
 mod source;
+pub mod tokenizer;
 mod types;
 mod value;
 mod writer;

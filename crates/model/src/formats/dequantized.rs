@@ -1,0 +1,66 @@
+//! A source whose quantised tensors are read as f32.
+
+use danaus_kernel::ops::quantized::{BlockType, dequantize};
+use danaus_tensor::Tensor;
+use danaus_tensor::param::TensorSource;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Another source's tensors; blocks `NAME.q8_0` become weights `NAME.weight`, one at a time when asked.
+pub struct Dequantized {
+    inner: Arc<dyn TensorSource>,
+    /// Names here, with the inner names and types of those that are blocks there.
+    blocks: BTreeMap<String, (String, BlockType)>,
+}
+
+/// The block type that a tensor's name ends with, and what stands before.
+pub fn block_name(name: &str) -> Option<(&str, BlockType)> {
+    let (stem, last) = name.rsplit_once('.')?;
+    let block = BlockType::ALL.into_iter().find(|block| block.name() == last)?;
+    Some((stem, block))
+}
+
+impl Dequantized {
+    /// Wraps a source.
+    pub fn new(inner: Arc<dyn TensorSource>) -> Self {
+        let named = |name: String| {
+            let (stem, block) = block_name(&name)?;
+            Some((format!("{stem}.weight"), (name, block)))
+        };
+        let blocks = inner.names().into_iter().filter_map(named).collect();
+        Self { inner, blocks }
+    }
+
+    /// The type in which the inner source stores a tensor, if it is quantised.
+    pub fn block(&self, name: &str) -> Option<BlockType> {
+        self.blocks.get(name).map(|(_, block)| *block)
+    }
+}
+
+impl TensorSource for Dequantized {
+    fn tensor(&self, name: &str) -> danaus_tensor::Result<Option<Tensor>> {
+        let Some((inner, block)) = self.blocks.get(name) else {
+            return match block_name(name) {
+                Some(_) => Ok(None),
+                None => self.inner.tensor(name),
+            };
+        };
+        let Some(bytes) = self.inner.tensor(inner)? else { return Ok(None) };
+        let (mut shape, row_bytes) = match bytes.dims() {
+            [leading @ .., row_bytes] => (leading.to_vec(), *row_bytes),
+            [] => return Ok(None),
+        };
+        let cols = row_bytes / block.block_bytes() * block.block_len();
+        let rows: usize = shape.iter().product();
+        shape.push(cols);
+        dequantize(&bytes.reshape([rows, row_bytes])?, *block, cols)?.reshape(shape).map(Some)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let here = |name: String| match block_name(&name) {
+            Some((stem, _)) => format!("{stem}.weight"),
+            None => name,
+        };
+        self.inner.names().into_iter().map(here).collect()
+    }
+}
