@@ -31,6 +31,16 @@ pub enum Error {
         /// Which tensor, what is wrong.
         detail: String,
     },
+    /// A field of another project's config has no place in ours.
+    #[error("{field} is {given}, valid is {valid}")]
+    Field {
+        /// Which field, with its section.
+        field: String,
+        /// The value.
+        given: String,
+        /// What would be valid.
+        valid: String,
+    },
     /// A request cannot be honoured.
     #[error("{arg} is {given}, valid is {valid}")]
     Argument {

@@ -3,7 +3,7 @@
 use danaus_kernel::ops::cross_entropy::{Options, cross_entropy};
 use danaus_matrix::SeqBatch;
 use danaus_matrix::mixer::Mamba2Config;
-use danaus_model::config::{Config, MODEL_TYPE, MlpConfig, NormConfig, VERSION};
+use danaus_model::config::Config;
 use danaus_model::decoder::{Compute, Decoder};
 use danaus_model::generate::{Request, Sampling, generate};
 use danaus_tensor::{DType, Device, ParamBuilder, Tensor};
@@ -13,24 +13,15 @@ use std::sync::Arc;
 
 fn config() -> Config {
     Config {
-        model_type: MODEL_TYPE.into(),
-        version: VERSION,
-        vocab_size: 32,
-        d_model: 16,
-        layers: "MM".into(),
         max_positions: 64,
-        learned_positions: false,
-        attention: None,
         mamba2: Some(Mamba2Config {
             d_state: 8,
             head_dim: 8,
             chunk_size: 8,
             ..Mamba2Config::default()
         }),
-        mlp: MlpConfig::None,
-        norm: NormConfig::default(),
         tied_head: true,
-        weights: Default::default(),
+        ..Config::bare(32, 16, "MM")
     }
 }
 

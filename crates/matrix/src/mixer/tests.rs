@@ -102,6 +102,16 @@ fn golden_mamba2_block_with_mlp() {
 
 const D_MODEL: usize = 16;
 
+fn other_options() -> Mamba2Config {
+    Mamba2Config {
+        bias: true,
+        conv_bias: false,
+        dt_limit: (0.02, Some(0.09)),
+        norm_before_gate: true,
+        ..tiny(2, None, true)
+    }
+}
+
 fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
     let params = |seed| ParamBuilder::init(seed, dtype, Device::Cpu);
     let attention = |seed, json: &str| -> Box<dyn SequenceMixer> {
@@ -111,8 +121,12 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
     vec![
         attention(1, "n_heads=2"),
         attention(2, "n_heads=4 n_kv_heads=2 rope bias window=5"),
+        attention(2, "n_heads=2 rope qk_norm bias out_bias=no rotary_dim=6 interleaved"),
         Box::new(
             Mamba2::build(&params(3), &tiny(2, None, true), D_MODEL, Format::Dense, 1.0).unwrap(),
+        ),
+        Box::new(
+            Mamba2::build(&params(3), &other_options(), D_MODEL, Format::Dense, 1.0).unwrap(),
         ),
         Box::new(
             Mamba2::build(&params(4), &tiny(1, Some(16), false), D_MODEL, Format::LowRank(5), 1.0)
@@ -128,11 +142,14 @@ fn parse(text: &str) -> AttentionConfig {
     AttentionConfig {
         n_heads: number("n_heads").unwrap(),
         n_kv_heads: number("n_kv_heads"),
-        head_dim: None,
         rope_theta: text.contains("rope").then_some(10_000.0),
+        rotary_dim: number("rotary_dim"),
+        rope_interleaved: text.contains("interleaved"),
         window: number("window"),
-        softcap: None,
         bias: text.contains("bias"),
+        out_bias: text.contains("out_bias=no").then_some(false),
+        qk_norm_eps: text.contains("qk_norm").then_some(1e-6),
+        ..AttentionConfig::default()
     }
 }
 
@@ -220,7 +237,7 @@ fn bad_shapes_and_states_are_named() {
         let message = mixer.advance(&x, &batch, &mut [&mut one], None).unwrap_err().to_string();
         assert!(message.contains("states is 1, valid is 2"), "{message}");
     }
-    let mut foreign = mixers[2].init_state(DType::F64).unwrap();
+    let mut foreign = mixers[3].init_state(DType::F64).unwrap();
     let single = SeqBatch::equal(1, 4).unwrap();
     let message = mixers[0].advance(&x, &single, &mut [&mut foreign], None).unwrap_err();
     assert!(message.to_string().contains("a state of another mixer"), "{message}");
