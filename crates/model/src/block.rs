@@ -5,7 +5,7 @@ use crate::config::{Config, MixerKind, MlpConfig, NormConfig, NormKind, parse_ac
 use danaus_kernel::ops::activation::{Activation, gated_packed};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::norm::{Affine, layer_norm, rms_norm};
-use danaus_matrix::mixer::{Attention, Mamba2};
+use danaus_matrix::mixer::{Attention, Mamba1, Mamba2};
 use danaus_matrix::{LayerState, SeqBatch, SequenceMixer, StructuredMatrix};
 use danaus_tensor::{Init, Param, ParamBuilder, Tensor};
 
@@ -137,6 +137,9 @@ impl Block {
             )?),
             MixerKind::Mamba2 => {
                 Box::new(Mamba2::build(&inner, config.mamba2()?, d, format, gain)?)
+            }
+            MixerKind::Mamba1 => {
+                Box::new(Mamba1::build(&inner, config.mamba1()?, d, format, gain)?)
             }
         };
         let mlp = match Mlp::build(&params.pp("mlp"), config, gain)? {

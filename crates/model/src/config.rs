@@ -11,12 +11,12 @@
 //! }
 //! ```
 //!
-//! `layers` has one letter per block: `A` attention, `M` Mamba-2. Unknown fields and values are
+//! `layers` has one letter per block: `A` attention, `M` Mamba-2, `S` Mamba-1. Unknown fields and values are
 //! errors that name the valid ones.
 
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::Activation;
-use danaus_matrix::mixer::{AttentionConfig, Mamba2Config};
+use danaus_matrix::mixer::{AttentionConfig, Mamba1Config, Mamba2Config};
 use danaus_matrix::structured::Format;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -38,7 +38,7 @@ pub struct Config {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub d_model: usize,
-    /// One letter per block: `A` attention, `M` Mamba-2.
+    /// One letter per block: `A` attention, `M` Mamba-2, `S` Mamba-1.
     pub layers: String,
     /// Longest sequence (rotary tables and learned positions).
     pub max_positions: usize,
@@ -51,6 +51,9 @@ pub struct Config {
     /// Needed where `layers` has an `M`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mamba2: Option<Mamba2Config>,
+    /// Needed where `layers` has an `S`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mamba1: Option<Mamba1Config>,
     /// The channel mixer of every block.
     #[serde(default)]
     pub mlp: MlpConfig,
@@ -123,6 +126,8 @@ pub enum MixerKind {
     Attention,
     /// `M`.
     Mamba2,
+    /// `S`.
+    Mamba1,
 }
 
 impl Config {
@@ -161,7 +166,11 @@ impl Config {
         let kind = |letter| match letter {
             'A' => Ok(MixerKind::Attention),
             'M' => Ok(MixerKind::Mamba2),
-            other => Err(Error::argument("layers", other, "letters A (attention) and M (mamba2)")),
+            'S' => Ok(MixerKind::Mamba1),
+            other => {
+                let valid = "letters A (attention), M (mamba2) and S (mamba1)";
+                Err(Error::argument("layers", other, valid))
+            }
         };
         self.layers.chars().map(kind).collect()
     }
@@ -207,6 +216,7 @@ impl Config {
             match mixer {
                 MixerKind::Attention => self.attention()?.check(self.d_model)?,
                 MixerKind::Mamba2 => self.mamba2()?.check(self.d_model)?,
+                MixerKind::Mamba1 => self.mamba1()?.check(self.d_model)?,
             }
         }
         Ok(())
@@ -228,6 +238,15 @@ impl Config {
     pub fn mamba2(&self) -> Result<&Mamba2Config> {
         let missing = || Error::argument("mamba2", "missing", "a section, for the M in layers");
         self.mamba2.as_ref().ok_or_else(missing)
+    }
+
+    /// The Mamba-1 section.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn mamba1(&self) -> Result<&Mamba1Config> {
+        let missing = || Error::argument("mamba1", "missing", "a section, for the S in layers");
+        self.mamba1.as_ref().ok_or_else(missing)
     }
 
     /// Number of parameter elements, without building the model.
@@ -259,6 +278,7 @@ impl Config {
             total += match mixer {
                 MixerKind::Attention => self.attention()?.elem_count(d, format),
                 MixerKind::Mamba2 => self.mamba2()?.elem_count(d, format),
+                MixerKind::Mamba1 => self.mamba1()?.elem_count(d, format),
             };
         }
         Ok(total)
@@ -276,7 +296,8 @@ impl Config {
             MlpConfig::Dense { d_ff, .. } => 2 * d_ff,
             MlpConfig::Swiglu { d_ff } => 3 * d_ff,
         };
-        let expand = self.mamba2.as_ref().map_or(0, |mamba2| mamba2.expand);
+        let expand2 = self.mamba2.as_ref().map_or(0, |mamba2| mamba2.expand);
+        let expand = expand2.max(self.mamba1.as_ref().map_or(0, |mamba1| mamba1.expand));
         let per_layer = self.d_model * (8 + 6 * expand) + inner;
         let activations = 4 * tokens * (self.layers.len() * per_layer + 4 * self.d_model);
         Ok(vec![
@@ -316,7 +337,7 @@ mod tests {
             (
                 "\"layers\": \"MMAM\"",
                 "\"layers\": \"MXAM\"",
-                "letters A (attention) and M (mamba2)",
+                "letters A (attention), M (mamba2) and S (mamba1)",
             ),
             ("\"tied_head\": true", "\"tied_haed\": true", "unknown field `tied_haed`"),
             ("\"kind\": \"rms\"", "\"kind\": \"rsm\"", "unknown variant `rsm`"),

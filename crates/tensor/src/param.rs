@@ -20,6 +20,8 @@ pub enum Init {
     Normal(f64),
     /// A function of a number uniform in [0, 1), e.g. for log-uniform time steps.
     Map(fn(f64) -> f64),
+    /// A function of the index along the last dimension, e.g. for the rates of a diagonal system.
+    Index(fn(usize) -> f64),
 }
 
 /// A trainable tensor with a name. Cloning shares it: tied weights are one parameter.
@@ -344,6 +346,11 @@ fn initial(rng: &Rng, shape: &Shape, init: Init) -> Result<Tensor> {
             let mut tensor = rng.uniform(0.0, 1.0, shape)?;
             tensor.as_slice_mut::<f64>()?.iter_mut().for_each(|value| *value = map(*value));
             Ok(tensor)
+        }
+        Init::Index(map) => {
+            let last = shape.dims().last().copied().unwrap_or(1);
+            let values = (0..shape.elem_count()).map(|index| map(index % last)).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu)
         }
     }
 }
