@@ -10,6 +10,7 @@ pub mod linear;
 pub mod norm;
 pub mod rms_norm_gated;
 pub mod rotary;
+pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
 
@@ -26,6 +27,7 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     norm::SPECS,
     rms_norm_gated::SPECS,
     rotary::SPECS,
+    selective_scan::SPECS,
     softmax::SPECS,
     ssd::SPECS,
 ];
