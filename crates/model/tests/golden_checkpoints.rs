@@ -23,8 +23,19 @@ const MODELS: [(&str, &str); 6] = [
 ];
 
 /// Tiny random checkpoints with the settings that the models above leave at their defaults.
-const FAMILIES: [&str; 9] =
-    ["llama", "mistral", "qwen2", "qwen3", "opt", "gpt2", "gpt_bigcode", "mamba", "mamba2"];
+const FAMILIES: [&str; 11] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "opt",
+    "gpt2",
+    "gpt_bigcode",
+    "mamba",
+    "mamba2",
+    "hybrid_mamba1",
+    "hybrid_mamba2",
+];
 
 fn folder(system: &str, name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(system).join(name)

@@ -64,7 +64,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let model = Model::load(&args.model, Compute::default())?;
     let (prompt, stop) = prompt(args, &model)?;
     let tokenizer = model.tokenizer.as_ref();
-    let vocab_size = model.decoder.config().tokens();
+    let vocab_size = model.decoder.config().vocab_size;
     let request = Request {
         prompts: vec![prompt],
         max_tokens: args.max_tokens,

@@ -52,6 +52,21 @@ fn exported_folders_come_back_bit_by_bit() {
     }
 }
 
+/// Hugging Face has no words for them; our own format has.
+#[test]
+fn hybrids_stay_in_our_format() {
+    for name in ["hybrid_mamba1", "hybrid_mamba2"] {
+        let model = Model::load(&golden(&format!("40-engine/families/{name}")), Compute::default());
+        let (model, folder) = (model.unwrap(), tempfile::tempdir().unwrap());
+        let message = export(&model, folder.path(), ExportOptions::default()).unwrap_err();
+        assert!(message.to_string().contains("Hugging Face architecture"), "{message}");
+        model.save(folder.path()).unwrap();
+        let again = Model::load(folder.path(), Compute::default()).unwrap();
+        assert_eq!(again.decoder.config(), model.decoder.config(), "{name}");
+        assert!(bits(&again) == bits(&model), "{name}");
+    }
+}
+
 #[test]
 fn a_model_is_described_without_its_weights() {
     let found = describe(&golden("40-engine/llama3-rope-tied-bf16")).unwrap();

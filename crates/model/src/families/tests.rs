@@ -17,6 +17,7 @@ fn golden_configs() -> Vec<Map<String, Value>> {
     paths.extend(families.iter().map(|name| format!("40-engine/families/{name}")));
     paths.extend(["hf_mamba1", "hf_mamba2"].map(|name| format!("12-mamba2-ssd/{name}")));
     paths.push("29-starcoder/tiny-starcoder".into());
+    paths.extend(["hybrid_mamba1", "hybrid_mamba2"].map(|n| format!("40-engine/families/{n}")));
     let read = |path: &String| {
         parse_object(&std::fs::read_to_string(root.join(path).join("config.json")).unwrap())
     };
@@ -57,8 +58,8 @@ fn configs_survive_the_way_there_and_back() {
         let again = family.write(&kind, &config);
         let again = again.unwrap_or_else(|| panic!("{kind}: {config:?} cannot be written"));
         assert_eq!(family.read(&kind, &again).unwrap(), config, "{kind}");
-        // Nothing that was given is lost, except what carries no meaning here.
-        for (field, value) in &fields {
+        // Nothing that was given is lost, except what carries no meaning here, or is rounded up.
+        for (field, value) in fields.iter().filter(|(field, _)| *field != "d_intermediate") {
             if let Some(written) = again.get(field).filter(|_| !value.is_object()) {
                 let numbers = (number(written), number(value));
                 let equal = written == value || (numbers.0.is_some() && numbers.0 == numbers.1);
