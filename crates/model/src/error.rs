@@ -47,6 +47,16 @@ pub enum Error {
         /// What is wrong with it.
         fault: crate::formats::torch::Fault,
     },
+    /// A field of another project's config has no place in ours.
+    #[error("{field} is {given}, valid is {valid}")]
+    Field {
+        /// Which field, with its section.
+        field: String,
+        /// The value.
+        given: String,
+        /// What would be valid.
+        valid: String,
+    },
     /// A request cannot be honoured.
     #[error("{arg} is {given}, valid is {valid}")]
     Argument {

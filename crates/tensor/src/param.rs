@@ -20,6 +20,8 @@ pub enum Init {
     Normal(f64),
     /// A function of a number uniform in [0, 1), e.g. for log-uniform time steps.
     Map(fn(f64) -> f64),
+    /// A function of the index along the last dimension, e.g. for the rates of a diagonal system.
+    Index(fn(usize) -> f64),
 }
 
 /// A trainable tensor with a name. Cloning shares it: tied weights are one parameter.
@@ -211,6 +213,7 @@ pub trait TensorSource: Send + Sync {
 #[derive(Clone)]
 enum Source {
     Init { seed: u64 },
+    Outline,
     Load(Arc<dyn TensorSource>),
     Borrow(Arc<dyn TensorSource>),
 }
@@ -218,7 +221,7 @@ enum Source {
 impl Source {
     fn tensors(&self) -> Option<&Arc<dyn TensorSource>> {
         match self {
-            Source::Init { .. } => None,
+            Source::Init { .. } | Source::Outline => None,
             Source::Load(source) | Source::Borrow(source) => Some(source),
         }
     }
@@ -239,6 +242,11 @@ impl ParamBuilder {
     /// New parameters, random ones from `seed` and the parameter's name.
     pub fn init(seed: u64, dtype: DType, device: Device) -> Self {
         Self::with_source(Source::Init { seed }, dtype, device)
+    }
+
+    /// Parameters of zeros that take no memory: names and shapes of a model that is not built.
+    pub fn outline(dtype: DType, device: Device) -> Self {
+        Self::with_source(Source::Outline, dtype, device)
     }
 
     /// Parameters read from a source and converted to `dtype`.
@@ -340,6 +348,9 @@ impl ParamBuilder {
         let name = self.full_name(name);
         let value = match &self.source {
             Source::Init { seed } => initial(&Rng::named(*seed, &name), &shape, init)?,
+            Source::Outline => {
+                Tensor::zeros([1], self.dtype, &self.device)?.broadcast_to(shape.clone())?
+            }
             Source::Load(source) | Source::Borrow(source) => {
                 source.tensor(&name)?.ok_or_else(|| {
                     let (given, valid) = ("missing", format!("a tensor {shape} in the checkpoint"));
@@ -392,6 +403,11 @@ fn initial(rng: &Rng, shape: &Shape, init: Init) -> Result<Tensor> {
             let mut tensor = rng.uniform(0.0, 1.0, shape)?;
             tensor.as_slice_mut::<f64>()?.iter_mut().for_each(|value| *value = map(*value));
             Ok(tensor)
+        }
+        Init::Index(map) => {
+            let last = shape.dims().last().copied().unwrap_or(1);
+            let values = (0..shape.elem_count()).map(|index| map(index % last)).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu)
         }
     }
 }

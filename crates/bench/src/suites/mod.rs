@@ -7,6 +7,7 @@ mod attention;
 mod elementwise;
 mod matmul;
 mod model;
+mod scan;
 mod ssd;
 
 use crate::measure::{Budget, Times, Variant, interleave, timed};
@@ -50,6 +51,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "elementwise", summary: "add, exp, softmax", cases: elementwise::cases },
     Suite { name: "matmul", summary: "matrix products of 1024^3", cases: matmul::cases },
     Suite { name: "model", summary: "training steps of small models", cases: model::cases },
+    Suite { name: "scan", summary: "selective scan of Mamba-1", cases: scan::cases },
     Suite { name: "ssd", summary: "state space duality, forward", cases: ssd::cases },
 ];
 

@@ -1,7 +1,7 @@
 //! `danaus inspect`.
 
 use clap::Args;
-use danaus::model::Config;
+use danaus::model::describe;
 use danaus::tensor::safetensors::{Checkpoint, TensorFile};
 use danaus::train::guard::bytes;
 use std::path::PathBuf;
@@ -15,18 +15,22 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
-    let config = args.path.join("config.json");
-    if config.is_file() {
-        let config = Config::load(&config)?;
+    if args.path.join("config.json").is_file() {
+        let found = describe(&args.path)?;
+        let config = &found.config;
+        let kind = match found.family == found.kind {
+            true => found.kind.clone(),
+            false => format!("{} ({} family)", found.kind, found.family),
+        };
         println!(
-            "danaus decoder: {} blocks ({}), width {}, {} tokens, up to {} positions",
-            config.layers.len(),
+            "{kind}: {} blocks ({}), width {}, {} tokens, up to {} positions",
+            found.layers,
             config.layers,
             config.d_model,
-            config.vocab_size,
+            config.tokens(),
             config.max_positions
         );
-        println!("parameters: {}", config.elem_count()?);
+        println!("parameters: {}", found.parameters);
         let terms = config.training_bytes(4096)?;
         let text: Vec<String> =
             terms.iter().map(|(what, size)| format!("{what} {}", bytes(*size))).collect();

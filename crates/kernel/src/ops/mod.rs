@@ -11,6 +11,7 @@ pub mod norm;
 pub mod quantized;
 pub mod rms_norm_gated;
 pub mod rotary;
+pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
 
@@ -28,6 +29,7 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     quantized::SPECS,
     rms_norm_gated::SPECS,
     rotary::SPECS,
+    selective_scan::SPECS,
     softmax::SPECS,
     ssd::SPECS,
 ];

@@ -1,0 +1,250 @@
+//! Recognising what lies at a path, and loading it.
+
+use super::{CONFIG_NAME, Model, SpecialTokens, TOKENIZER_NAME, finite};
+use crate::config::{Config, MODEL_TYPE};
+use crate::decoder::{Compute, Decoder};
+use crate::families::{self, Family, Renamed, parse_object};
+use crate::{Error, Result};
+use danaus_tensor::param::TensorSource;
+use danaus_tensor::safetensors::Checkpoint;
+use danaus_tensor::{DType, Device, ParamBuilder};
+use danaus_text::tokenizer::Tokenizer;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Names that a complaint lists at most.
+const LISTED: usize = 8;
+
+/// A recognised model: its config is checked, its tensors are found, none is read.
+pub struct Opened {
+    path: PathBuf,
+    family: Option<&'static Family>,
+    kind: String,
+    config: Config,
+    /// Their tensors, under their names.
+    stored: Arc<dyn TensorSource>,
+    /// The same under ours; nothing where the names are ours.
+    renamed: Option<Arc<Renamed>>,
+    special: SpecialTokens,
+}
+
+/// What [`describe`] tells.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Whose spelling it is: `danaus`, `llama`, `state-spaces`, ....
+    pub family: String,
+    /// The architecture's name in the file.
+    pub kind: String,
+    /// The model in our terms.
+    pub config: Config,
+    /// Number of parameter elements.
+    pub parameters: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Tokens with a role.
+    pub special: SpecialTokens,
+}
+
+/// What lies at a path, without reading weights.
+///
+/// # Errors
+/// As [`Opened::open`].
+pub fn describe(path: &Path) -> Result<Description> {
+    Opened::open(path)?.describe()
+}
+
+impl Opened {
+    /// Recognises a folder with `config.json` (ours, Hugging Face's, state-spaces').
+    ///
+    /// # Errors
+    /// When there is none, the architecture is unknown (all known ones are listed), a setting is not
+    /// implemented or contradicts another (it is named), or the weights' files are missing or malformed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fail = |detail: &str| Error::Checkpoint { path: path.into(), detail: detail.into() };
+        if !path.is_dir() {
+            return Err(fail("no such folder"));
+        }
+        let file = path.join(CONFIG_NAME);
+        if !file.is_file() {
+            return Err(fail("no config.json in this folder, so it is no model"));
+        }
+        let text = std::fs::read_to_string(&file)
+            .map_err(|error| danaus_tensor::Error::io(&file, error))?;
+        let wrong = |detail: String| Error::Config { path: file.clone(), detail };
+        let fields = parse_object(&text).map_err(|detail| wrong(format!("no JSON: {detail}")))?;
+        let special = SpecialTokens::load(path, &fields)?;
+        let stored = || -> Result<Arc<dyn TensorSource>> { Ok(Arc::new(Checkpoint::open(path)?)) };
+        if fields.get("model_type").and_then(Value::as_str) == Some(MODEL_TYPE) {
+            let config = Config::parse(&text, &file)?;
+            let (kind, path) = (MODEL_TYPE.to_string(), path.to_path_buf());
+            let (family, renamed, stored) = (None, None, stored()?);
+            return Ok(Self { path, family, kind, config, stored, renamed, special });
+        }
+        let (family, kind) =
+            families::recognise(&fields).map_err(|error| wrong(error.to_string()))?;
+        let mut opened = Self::translated(path, (family, kind), &fields, stored()?)
+            .map_err(|error| wrong(error.to_string()))?;
+        opened.special = special;
+        Ok(opened)
+    }
+
+    /// A model of another project from its settings and its tensors; `path` appears in messages.
+    ///
+    /// # Errors
+    /// When a setting is not implemented or contradicts another; it is named.
+    pub fn translated(
+        path: &Path,
+        (family, kind): (&'static Family, String),
+        fields: &Map<String, Value>,
+        stored: Arc<dyn TensorSource>,
+    ) -> Result<Self> {
+        let config = family.read(&kind, fields)?;
+        let renamed = Renamed::new(stored.clone(), family.names(&config));
+        Ok(Self {
+            path: path.to_path_buf(),
+            family: Some(family),
+            kind,
+            config,
+            stored,
+            renamed: Some(Arc::new(renamed)),
+            special: SpecialTokens::default(),
+        })
+    }
+
+    /// The config in our terms.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tensors under our names.
+    pub fn tensors(&self) -> Arc<dyn TensorSource> {
+        match &self.renamed {
+            Some(renamed) => renamed.clone(),
+            None => self.stored.clone(),
+        }
+    }
+
+    /// What it is, without reading weights.
+    ///
+    /// # Errors
+    /// When its size cannot be told.
+    pub fn describe(&self) -> Result<Description> {
+        Ok(Description {
+            family: self.family.map_or(MODEL_TYPE, |family| family.name).to_string(),
+            kind: self.kind.clone(),
+            parameters: self.config.elem_count()?,
+            layers: self.config.layers.chars().count(),
+            config: self.config.clone(),
+            special: self.special.clone(),
+        })
+    }
+
+    fn fail(&self, detail: String) -> Error {
+        Error::Checkpoint { path: self.path.clone(), detail }
+    }
+
+    /// Builds the network and reads the tokenizer.
+    ///
+    /// # Errors
+    /// When tensors are missing, unexpected, of another shape or not finite, or the tokenizer is
+    /// malformed or larger than the vocabulary; all are named.
+    pub fn load(self, compute: Compute) -> Result<Model> {
+        self.check_finite()?;
+        let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let params = ParamBuilder::load(self.tensors(), dtype, Device::Cpu);
+        let decoder = Decoder::build(&params, &self.config, compute)
+            .map_err(|error| self.explain(compute).unwrap_or(error))?;
+        let mut unused = params.unused();
+        if self.config.tied_head && unused.iter().any(|name| name == "head.weight") {
+            self.check_tied()?;
+            unused.retain(|name| name != "head.weight");
+        }
+        if !unused.is_empty() {
+            let unused = unused.iter().map(|name| self.label(name)).collect();
+            return Err(self.fail(format!("unexpected tensors: {}", listed(unused))));
+        }
+        let tokenizer = self.tokenizer()?;
+        Ok(Model { decoder, tokenizer, special: self.special })
+    }
+
+    /// Their name of a tensor of ours.
+    fn label(&self, name: &str) -> String {
+        self.renamed.as_ref().map_or(name.to_string(), |renamed| renamed.label(name))
+    }
+
+    fn check_finite(&self) -> Result<()> {
+        for name in self.stored.names() {
+            if let Some(tensor) = self.stored.tensor(&name)?
+                && !finite::is_finite(&tensor)?
+            {
+                return Err(self.fail(format!("tensor {name} holds NaN or infinite values")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A tied head that is stored all the same must be the embedding.
+    fn check_tied(&self) -> Result<()> {
+        let source = self.tensors();
+        let pair = (source.tensor("embedding.weight")?, source.tensor("head.weight")?);
+        let same = match &pair {
+            (Some(a), Some(b)) => {
+                let alike = a.shape() == b.shape() && a.dtype() == b.dtype();
+                alike && a.contiguous()?.as_bytes()? == b.contiguous()?.as_bytes()?
+            }
+            _ => false,
+        };
+        let head = self.label("head.weight");
+        let detail = format!("{head} differs from the embedding, but the config ties them");
+        if same { Ok(()) } else { Err(self.fail(detail)) }
+    }
+
+    /// Everything that is wrong with the tensors, once building has failed.
+    fn explain(&self, compute: Compute) -> Option<Error> {
+        let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
+        let expected = Decoder::build(&outline, &self.config, compute).ok()?;
+        let source = self.tensors();
+        let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+        for param in expected.params().iter() {
+            let (name, shape) = (param.name(), param.tensor().shape().clone());
+            match source.tensor(name).ok()? {
+                None => missing.push(self.label(name)),
+                Some(tensor) if tensor.shape() != &shape => {
+                    let name = self.label(name);
+                    misshapen.push(format!("{name} has shape {}, expected {shape}", tensor.shape()));
+                }
+                Some(_) => {}
+            }
+        }
+        let mut complaints = Vec::new();
+        if !missing.is_empty() {
+            complaints.push(format!("missing tensors: {}", listed(missing)));
+        }
+        if !misshapen.is_empty() {
+            complaints.push(listed(misshapen));
+        }
+        (!complaints.is_empty()).then(|| self.fail(complaints.join("; ")))
+    }
+
+    fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let path = self.path.join(TOKENIZER_NAME);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let tokenizer = Tokenizer::load(&path)?;
+        let (ours, theirs) = (self.config.vocab_size, tokenizer.vocab_size());
+        if theirs > ours {
+            return Err(self.fail(format!("{TOKENIZER_NAME} has {theirs} tokens, the model {ours}")));
+        }
+        Ok(Some(tokenizer))
+    }
+}
+
+/// The first few, and how many more there are.
+fn listed(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(LISTED);
+    names.truncate(LISTED);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", names.join(", "))
+}
