@@ -95,6 +95,7 @@ fn golden_greedy_tokens() {
         sampling: Sampling::greedy(),
         stop: vec![],
         vocab_size: 32,
+        ..Request::default()
     };
     let found = generate(&decoder, &request, |_, _| {}).unwrap().remove(0);
     let found: Vec<i64> = found.tokens.iter().map(|&token| i64::from(token)).collect();
