@@ -309,10 +309,8 @@ impl SequenceMixer for Mamba2 {
         let wide = dtype.accumulator();
         let conv = [1, self.widths.conv(), self.config.conv_width - 1];
         let scan = [1, self.widths.n_heads, self.config.head_dim, self.config.d_state];
-        Ok(LayerState::Recurrent(RecurrentState {
-            conv: Tensor::zeros(conv, wide, &Device::Cpu)?,
-            scan: Tensor::zeros(scan, wide, &Device::Cpu)?,
-        }))
+        let zeros = |dims: &[usize]| Tensor::zeros(dims, wide, &Device::Cpu);
+        Ok(LayerState::Recurrent(RecurrentState::new(zeros(&conv)?, zeros(&scan)?)))
     }
 
     fn advance(
@@ -324,21 +322,18 @@ impl SequenceMixer for Mamba2 {
     ) -> Result<Tensor> {
         batch.check("mamba2", x)?;
         check_states("mamba2", batch, states.len())?;
-        let (mut convs, mut scans) = (Vec::new(), Vec::new());
+        let mut joined = Vec::with_capacity(states.len());
         for state in states.iter() {
             let LayerState::Recurrent(state) = &**state else {
                 return Err(foreign_state("mamba2"));
             };
-            convs.push(&state.conv);
-            scans.push(&state.scan);
+            joined.push(state);
         }
-        let (conv, scan) = (Tensor::cat(&convs, 0)?, Tensor::cat(&scans, 0)?);
+        let (conv, scan) = RecurrentState::join(&joined)?;
         let parts = self.project(x)?;
         let (y, [conv, scan]) = self.mix(&parts, batch, Some((&conv, &scan)))?;
-        for (index, state) in states.iter_mut().enumerate() {
-            let own = |all: &Tensor| all.narrow(0, index, 1)?.copy();
-            **state =
-                LayerState::Recurrent(RecurrentState { conv: own(&conv)?, scan: own(&scan)? });
+        for (state, next) in states.iter_mut().zip(RecurrentState::part(conv, scan)?) {
+            **state = LayerState::Recurrent(next);
         }
         self.finish(parts.mlp.as_ref(), y, residual)
     }

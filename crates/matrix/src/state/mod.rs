@@ -54,6 +54,14 @@ impl LayerState {
         }
     }
 
+    /// A copy that outlives the company of other sequences cheaply.
+    pub(crate) fn snapshot(&self) -> Result<Self> {
+        match self {
+            Self::Kv(state) => Ok(Self::Kv(state.clone())),
+            Self::Recurrent(state) => Ok(Self::Recurrent(state.alone()?)),
+        }
+    }
+
     /// The same content beside `other`, a state of the same layer in another pool.
     ///
     /// # Errors

@@ -173,10 +173,11 @@ impl StatePool {
     /// The present state; it shares pages and tensors with the slot until either changes.
     ///
     /// # Errors
-    /// When the slot was released.
+    /// When the slot was released, or there is no memory.
     pub fn snapshot(&mut self, slot: Slot) -> Result<Snapshot> {
         let entry = self.entry(slot)?;
-        Ok(Snapshot { tokens: entry.tokens, layers: entry.layers.clone() })
+        let layers = entry.layers.iter().map(LayerState::snapshot).collect::<Result<_>>()?;
+        Ok(Snapshot { tokens: entry.tokens, layers })
     }
 
     /// Puts a snapshot's state into a slot. The snapshot may come from another pool of the model.

@@ -68,7 +68,7 @@ impl LayerState {
                     Ok(found)
                 };
                 let (conv, scan) = (like("conv", &state.conv)?, like("scan", &state.scan)?);
-                Ok(Self::Recurrent(RecurrentState { conv, scan }))
+                Ok(Self::Recurrent(RecurrentState::new(conv, scan)))
             }
         }
     }
