@@ -97,6 +97,7 @@ fn check_greedy(name: &str) {
         sampling: Sampling::greedy(),
         stop: vec![],
         vocab_size: 32,
+        ..Request::default()
     };
     let found = generate(&decoder, &request, |_, _| {}).unwrap().remove(0);
     let found: Vec<i64> = found.tokens.iter().map(|&token| i64::from(token)).collect();

@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+pub mod generate;
 mod matmul;
 mod model;
 mod scan;
@@ -108,7 +109,8 @@ impl Row {
 /// When there is none of that name; the message lists them.
 pub fn find(name: &str) -> Result<Suite> {
     SUITES.iter().find(|suite| suite.name == name).copied().ok_or_else(|| {
-        let names: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
+        let names = SUITES.iter().map(|suite| suite.name).chain(["generate", "all"]);
+        let names: Vec<&str> = names.collect();
         Error::UnknownSuite { given: name.to_string(), valid: names.join(", ") }
     })
 }

@@ -3,10 +3,10 @@
 use clap::{Args, Subcommand};
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
-use danaus::model::eval;
+use danaus::model::eval::{self, Windows};
 use danaus::tensor::DType;
 use danaus::tensor::safetensors::{TensorFile, save};
-use danaus::train::tasks::lm::run::evaluate_file;
+use danaus::text::corpus::{Corpus, GatherOptions, Source};
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,7 +16,8 @@ use std::process::ExitCode;
 pub enum EvalCommand {
     /// Perplexity and bits per byte on a text file
     #[command(
-        after_help = "Example: danaus eval ppl --model runs/quickstart/model --text src/lib.rs"
+        after_help = "Example: danaus eval ppl --model runs/quickstart/model --text src/lib.rs \
+                      --window 512 --stride 256"
     )]
     Ppl(PplArgs),
     /// Logits for token ids from a file
@@ -34,9 +35,12 @@ pub struct PplArgs {
     /// Text file or folder
     #[arg(long, value_name = "PATH")]
     text: PathBuf,
-    /// Tokens of context
-    #[arg(long, default_value_t = 512)]
-    context: usize,
+    /// Tokens that are looked at together (default: 512, or as many as the model takes)
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// How far a window moves; each token is predicted once (default: half a window)
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -65,15 +69,27 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
     match command {
         EvalCommand::Ppl(args) => {
             let model = Model::load(&args.model, Compute::default())?;
-            let found = evaluate_file(model, &args.text, args.context)?;
-            let (loss, bits) = (found.loss, found.bits_per_byte.unwrap_or(f64::NAN));
-            let perplexity = loss.exp();
+            let most = model.decoder.config().max_positions;
+            let window = args.window.unwrap_or(most.min(512));
+            let windows = Windows { window, stride: args.stride.unwrap_or(window / 2) };
+            let options = GatherOptions::new(Source::Path(args.text.clone()));
+            let documents = Corpus::gather(&options)?.documents;
+            let texts: Vec<&[u8]> = documents.iter().map(|document| &document.bytes[..]).collect();
+            let found = eval::perplexity(&model.decoder, model.tokenizer()?, &texts, windows)?;
+            let (loss, bits) = (found.loss(), found.bits_per_byte());
+            let perplexity = found.perplexity();
             if args.json {
-                let row = json!({"loss": loss, "perplexity": perplexity, "bits_per_byte": bits});
+                let row = json!({
+                    "loss": loss, "perplexity": perplexity, "bits_per_byte": bits,
+                    "tokens": found.tokens, "bytes": found.bytes,
+                    "window": windows.window, "stride": windows.stride,
+                });
                 println!("{row}");
             } else {
                 println!(
-                    "loss {loss:.4} nats, perplexity {perplexity:.3}, {bits:.4} bits per byte"
+                    "loss {loss:.4} nats per token, perplexity {perplexity:.3}, \
+                     {bits:.4} bits per byte ({} tokens)",
+                    found.tokens
                 );
             }
         }

@@ -1,11 +1,13 @@
 //! One file a command.
 
 mod bench;
+mod chat;
 mod eval;
 mod generate;
 mod inspect;
 mod op;
 mod quickstart;
+mod sampling;
 mod selftest;
 mod systems;
 mod tokenizer;
@@ -23,10 +25,12 @@ pub enum Command {
     Train(train::TrainArgs),
     /// Continue a text, or fill a gap in one
     Generate(generate::GenerateArgs),
+    /// Talk to a model
+    Chat(chat::ChatArgs),
     /// Measure a model: bits per byte, or logits into a file
     #[command(subcommand)]
     Eval(eval::EvalCommand),
-    /// Train a tokenizer
+    /// Train a tokenizer, or look through its eyes
     #[command(subcommand)]
     Tokenizer(tokenizer::TokenizerCommand),
     /// Say what a model folder or tensor file holds
@@ -48,6 +52,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command),
         Command::Inspect(args) => inspect::run(&args),

@@ -298,29 +298,61 @@ impl SequenceMixer for Attention {
     ) -> Result<Tensor> {
         batch.check("attention", x)?;
         check_states("attention", batch, states.len())?;
-        let [q, k, v] = self.project(x)?;
-        let mut mixed = Vec::new();
-        for (bounds, state) in batch.bounds().windows(2).zip(states) {
+        let mut caches = Vec::with_capacity(states.len());
+        for state in states.iter_mut() {
             let LayerState::Kv(state) = &mut **state else {
                 return Err(foreign_state("attention"));
             };
-            let (start, count) = (bounds[0], bounds[1] - bounds[0]);
-            self.check_length("attention", state.len() + count)?;
-            let own = |x: &Tensor| x.narrow(0, start, count)?.unsqueeze(0);
-            let from = || Positions::From(state.len());
-            let end = state.len() + count;
-            let q = self.rotate(own(&q)?, from(), end)?;
-            let (k, v) = (self.rotate(own(&k)?, from(), end)?, own(&v)?);
-            let options = |used| CacheOptions {
-                window_left: self.config.window,
-                softcap: self.config.softcap,
-                softmax_scale: self.config.softmax_scale,
-                ..CacheOptions::causal(used)
-            };
-            mixed.push(state.attend(&q, NewKeys { k: &k, v: &v }, options)?.squeeze(0)?);
+            caches.push(state);
         }
-        let parts: Vec<&Tensor> = mixed.iter().collect();
-        self.finish(&Tensor::cat(&parts, 0)?, residual)
+        let (mut positions, mut end) = (Vec::with_capacity(batch.tokens()), 0);
+        for (state, count) in caches.iter().zip(batch.lengths()) {
+            self.check_length("attention", state.len() + count)?;
+            positions.extend(state.len() as i64..(state.len() + count) as i64);
+            end = end.max(state.len() + count);
+        }
+        let positions = Tensor::from_vec(positions, [batch.tokens()], &Device::Cpu)?;
+        let [q, k, v] = self.project(x)?;
+        let (q, k) = (
+            self.rotate(q, Positions::At(&positions), end)?,
+            self.rotate(k, Positions::At(&positions), end)?,
+        );
+        let mut mixed = Vec::new();
+        let mut caches = &mut caches[..];
+        let mut start = 0;
+        while let Some(first) = caches.first() {
+            // Neighbours with as many tokens and a common arena are one call.
+            let count = batch.bounds()[start + 1] - batch.bounds()[start];
+            let lengths = batch.lengths().skip(start);
+            let alike = |(state, length): &(&&mut KvState, usize)| {
+                *length == count && state.is_beside(first)
+            };
+            let together = caches.iter().zip(lengths).take_while(alike).count();
+            let (group, rest) = std::mem::take(&mut caches).split_at_mut(together);
+            let rows = |x: &Tensor| {
+                let part = x.narrow(0, batch.bounds()[start], together * count)?;
+                part.reshape([together, count, part.dims()[1], part.dims()[2]])
+            };
+            if count > 0 {
+                let (q, k, v) = (rows(&q)?, rows(&k)?, rows(&v)?);
+                let options = |paged| CacheOptions {
+                    window_left: self.config.window,
+                    softcap: self.config.softcap,
+                    softmax_scale: self.config.softmax_scale,
+                    ..paged
+                };
+                let out = KvState::attend(group, &q, NewKeys { k: &k, v: &v }, options)?;
+                mixed.push(out.flatten(0, 1)?);
+            }
+            (caches, start) = (rest, start + together);
+        }
+        match &mixed[..] {
+            [all] => self.finish(all, residual),
+            _ => {
+                let parts: Vec<&Tensor> = mixed.iter().collect();
+                self.finish(&Tensor::cat(&parts, 0)?, residual)
+            }
+        }
     }
 
     fn dense(&self, x: &Tensor) -> Result<Tensor> {

@@ -258,10 +258,10 @@ impl SequenceMixer for Mamba1 {
         let wide = dtype.accumulator();
         let conv = [1, self.channels, self.config.conv_width - 1];
         let scan = [1, self.channels, self.config.d_state];
-        Ok(LayerState::Recurrent(RecurrentState {
-            conv: Tensor::zeros(conv, wide, &Device::Cpu)?,
-            scan: Tensor::zeros(scan, wide, &Device::Cpu)?,
-        }))
+        Ok(LayerState::Recurrent(RecurrentState::new(
+            Tensor::zeros(conv, wide, &Device::Cpu)?,
+            Tensor::zeros(scan, wide, &Device::Cpu)?,
+        )))
     }
 
     fn advance(

@@ -367,10 +367,8 @@ impl SequenceMixer for Mamba2 {
         let wide = dtype.accumulator();
         let conv = [1, self.widths.conv(), self.config.conv_width - 1];
         let scan = [1, self.widths.n_heads, self.config.head_dim, self.config.d_state];
-        Ok(LayerState::Recurrent(RecurrentState {
-            conv: Tensor::zeros(conv, wide, &Device::Cpu)?,
-            scan: Tensor::zeros(scan, wide, &Device::Cpu)?,
-        }))
+        let zeros = |dims: &[usize]| Tensor::zeros(dims, wide, &Device::Cpu);
+        Ok(LayerState::Recurrent(RecurrentState::new(zeros(&conv)?, zeros(&scan)?)))
     }
 
     fn advance(

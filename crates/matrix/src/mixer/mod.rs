@@ -71,20 +71,18 @@ fn check_states(op: &'static str, batch: &SeqBatch, states: usize) -> Result<()>
 
 /// The states of recurrent layers, `(conv, scan)`, joined along their first dimension.
 fn join_states(op: &'static str, states: &[&mut LayerState]) -> Result<(Tensor, Tensor)> {
-    let (mut convs, mut scans) = (Vec::new(), Vec::new());
+    let mut joined = Vec::with_capacity(states.len());
     for state in states {
         let LayerState::Recurrent(state) = &**state else { return Err(foreign_state(op)) };
-        convs.push(&state.conv);
-        scans.push(&state.scan);
+        joined.push(state);
     }
-    Ok((Tensor::cat(&convs, 0)?, Tensor::cat(&scans, 0)?))
+    RecurrentState::join(&joined)
 }
 
 /// Gives every layer its row of the joined states.
 fn part_states(states: &mut [&mut LayerState], [conv, scan]: [Tensor; 2]) -> Result<()> {
-    for (index, state) in states.iter_mut().enumerate() {
-        let own = |all: &Tensor| all.narrow(0, index, 1)?.copy();
-        **state = LayerState::Recurrent(RecurrentState { conv: own(&conv)?, scan: own(&scan)? });
+    for (state, next) in states.iter_mut().zip(RecurrentState::part(conv, scan)?) {
+        **state = LayerState::Recurrent(next);
     }
     Ok(())
 }
