@@ -6,18 +6,21 @@
 //! * [`formats`]: files of other projects, GGUF and PyTorch.
 //! * [`families`]: other projects' architectures as translations of configs and maps of names.
 //! * [`checkpoint`]: models on disk: ours and theirs in, ours and theirs out.
+//! * [`convert`], [`inspect`]: from any container to any other; what lies at a path.
 //! * [`generate`]: prompts and steps through states, sampling, streaming.
 //! * [`presets`]: named configs.
 
 pub mod block;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod decoder;
 mod error;
 pub mod eval;
 pub mod families;
 pub mod formats;
 pub mod generate;
+pub mod inspect;
 pub mod presets;
 
 pub use checkpoint::{Description, Model, describe, export};

@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod bench;
+mod convert;
 mod chat;
 mod eval;
 mod generate;
@@ -33,7 +34,9 @@ pub enum Command {
     /// Train a tokenizer, or look through its eyes
     #[command(subcommand)]
     Tokenizer(tokenizer::TokenizerCommand),
-    /// Say what a model folder or tensor file holds
+    /// Convert a model to another format, quantised or not
+    Convert(convert::ConvertArgs),
+    /// Say what a model folder, GGUF, PyTorch or tensor file holds, and what is wrong with it
     Inspect(inspect::InspectArgs),
     /// List operators, or run one on tensors from a file
     #[command(subcommand)]
@@ -55,6 +58,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command),
+        Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
         Command::Bench(args) => bench::run(&args),

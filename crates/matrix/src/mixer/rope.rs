@@ -86,6 +86,15 @@ impl RopeScaling {
         }
     }
 
+    /// What the frequency of each pair is divided by, for files that keep the outcome and not the rule.
+    pub fn factors(&self, theta: f64, rotary_dim: usize) -> Vec<f64> {
+        let divisor = |pair: usize| {
+            let plain = theta.powf(-2.0 * pair as f64 / rotary_dim as f64);
+            plain / self.apply(pair, plain)
+        };
+        (0..rotary_dim / 2).map(divisor).collect()
+    }
+
     fn apply(&self, pair: usize, frequency: f64) -> f64 {
         match *self {
             Self::Factors { ref factors } => frequency / factors.get(pair).unwrap_or(&1.0),

@@ -106,7 +106,7 @@ fn whole(model: &Model, map: &NameMap) -> Result<BTreeMap<String, Tensor>> {
 }
 
 /// Rows of the parts of a joined matrix or bias.
-fn part_sizes(config: &Config, joined: &str, rows: usize) -> Vec<usize> {
+pub(crate) fn part_sizes(config: &Config, joined: &str, rows: usize) -> Vec<usize> {
     match (&config.attention, joined) {
         (Some(attention), ".qkv.") => {
             let (heads, kv) = (attention.n_heads, attention.kv_heads());

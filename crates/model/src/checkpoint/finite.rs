@@ -15,7 +15,7 @@ const GRAIN: usize = 1 << 20;
 ///
 /// # Errors
 /// When its bytes cannot be had.
-pub(super) fn is_finite(tensor: &Tensor) -> danaus_tensor::Result<bool> {
+pub(crate) fn is_finite(tensor: &Tensor) -> danaus_tensor::Result<bool> {
     let test: fn(&[u8]) -> bool = match tensor.dtype() {
         DType::F64 => |bytes| all(bytes, u64::from_le_bytes, 0x7ff0_0000_0000_0000),
         DType::F32 => |bytes| all(bytes, u32::from_le_bytes, 0x7f80_0000),

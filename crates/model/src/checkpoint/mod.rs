@@ -9,17 +9,21 @@
 
 mod export;
 mod finite;
+mod gguf;
 mod open;
 mod special;
 
+pub(crate) use export::part_sizes;
 pub use export::{ExportOptions, export};
+pub(crate) use finite::is_finite;
+pub(crate) use gguf::ROPE_FACTORS;
 pub use open::{Description, Opened, describe};
 pub use special::SpecialTokens;
 
 use crate::decoder::{Compute, Decoder};
 use crate::{Error, Result};
 use danaus_runtime::fs::write_atomic;
-use danaus_tensor::Tensor;
+use danaus_tensor::{DType, Param, Tensor};
 use danaus_tensor::safetensors::{SINGLE_NAME, save};
 use danaus_text::tokenizer::Tokenizer;
 use std::collections::HashMap;
@@ -57,6 +61,29 @@ impl Model {
     /// When the folder cannot be made or a file not written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         save_decoder(&self.decoder, folder)?;
+        self.special.save(folder)?;
+        if let Some(tokenizer) = &self.tokenizer {
+            tokenizer.save(&folder.join(TOKENIZER_NAME))?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::save`], with matrices in a dtype of choice; vectors stay as they are.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or a file not written.
+    pub fn save_as(&self, folder: &Path, dtype: DType) -> Result<()> {
+        let io = |error| danaus_tensor::Error::io(folder, error);
+        std::fs::create_dir_all(folder).map_err(io)?;
+        let value = |param: &Param| -> Result<(String, Tensor)> {
+            let tensor = param.tensor().detach();
+            let tensor = if param.decays() { tensor.to_dtype(dtype)? } else { tensor };
+            Ok((param.name().to_string(), tensor))
+        };
+        let values = self.decoder.params().iter().map(value).collect::<Result<Vec<_>>>()?;
+        let entries = values.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        save(folder.join(SINGLE_NAME), entries, HashMap::new())?;
+        save_config(&self.decoder, folder)?;
         self.special.save(folder)?;
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save(&folder.join(TOKENIZER_NAME))?;

@@ -4,12 +4,15 @@ use super::{CONFIG_NAME, Model, SpecialTokens, TOKENIZER_NAME, finite};
 use crate::config::{Config, MODEL_TYPE};
 use crate::decoder::{Compute, Decoder};
 use crate::families::{self, Family, Renamed, parse_object};
+use crate::formats::dequantized::{Dequantized, block_name};
+use crate::formats::torch::{self, TorchSource};
 use crate::{Error, Result};
 use danaus_tensor::param::TensorSource;
-use danaus_tensor::safetensors::Checkpoint;
+use danaus_tensor::safetensors::{Checkpoint, INDEX_NAME, SINGLE_NAME};
 use danaus_tensor::{DType, Device, ParamBuilder};
 use danaus_text::tokenizer::Tokenizer;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +29,11 @@ pub struct Opened {
     stored: Arc<dyn TensorSource>,
     /// The same under ours; nothing where the names are ours.
     renamed: Option<Arc<Renamed>>,
-    special: SpecialTokens,
+    pub(super) special: SpecialTokens,
+    /// Where the weights' file holds the tokenizer.
+    pub(super) own_tokenizer: Option<Tokenizer>,
+    /// Whether some weights are stored as blocks, be they read as f32.
+    pub(super) quantized: bool,
 }
 
 /// What [`describe`] tells.
@@ -55,13 +62,28 @@ pub fn describe(path: &Path) -> Result<Description> {
 }
 
 impl Opened {
-    /// Recognises a folder with `config.json` (ours, Hugging Face's, state-spaces').
+    /// Recognises a folder with `config.json` (ours, Hugging Face's, state-spaces') or a GGUF file.
     ///
     /// # Errors
-    /// When there is none, the architecture is unknown (all known ones are listed), a setting is not
+    /// When there is neither, the architecture is unknown (all known ones are listed), a setting is not
     /// implemented or contradicts another (it is named), or the weights' files are missing or malformed.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_as(path, false)
+    }
+
+    /// As [`Self::open`], with quantised weights read as f32: for conversions and inspection.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_dequantized(path: &Path) -> Result<Self> {
+        Self::open_as(path, true)
+    }
+
+    fn open_as(path: &Path, dequantize: bool) -> Result<Self> {
         let fail = |detail: &str| Error::Checkpoint { path: path.into(), detail: detail.into() };
+        if path.is_file() {
+            return super::gguf::open(path, dequantize);
+        }
         if !path.is_dir() {
             return Err(fail("no such folder"));
         }
@@ -74,12 +96,27 @@ impl Opened {
         let wrong = |detail: String| Error::Config { path: file.clone(), detail };
         let fields = parse_object(&text).map_err(|detail| wrong(format!("no JSON: {detail}")))?;
         let special = SpecialTokens::load(path, &fields)?;
-        let stored = || -> Result<Arc<dyn TensorSource>> { Ok(Arc::new(Checkpoint::open(path)?)) };
+        let stored = || -> Result<Arc<dyn TensorSource>> {
+            let stored = tensors_of(path)?;
+            Ok(if dequantize { Arc::new(Dequantized::new(stored)) } else { stored })
+        };
         if fields.get("model_type").and_then(Value::as_str) == Some(MODEL_TYPE) {
             let config = Config::parse(&text, &file)?;
             let (kind, path) = (MODEL_TYPE.to_string(), path.to_path_buf());
             let (family, renamed, stored) = (None, None, stored()?);
-            return Ok(Self { path, family, kind, config, stored, renamed, special });
+            let quantized = tensors_of(&path)?.names().iter().any(|name| block_name(name).is_some());
+            let own_tokenizer = None;
+            return Ok(Self {
+                path,
+                family,
+                kind,
+                config,
+                stored,
+                renamed,
+                special,
+                own_tokenizer,
+                quantized,
+            });
         }
         let (family, kind) =
             families::recognise(&fields).map_err(|error| wrong(error.to_string()))?;
@@ -109,7 +146,38 @@ impl Opened {
             stored,
             renamed: Some(Arc::new(renamed)),
             special: SpecialTokens::default(),
+            own_tokenizer: None,
+            quantized: false,
         })
+    }
+
+    /// Tokens with a role.
+    pub fn special(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// Whether some weights are stored as blocks.
+    pub fn is_quantized(&self) -> bool {
+        self.quantized
+    }
+
+    /// The float type that most weights are stored in; f32 where some are quantised.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn float_type(&self) -> Result<DType> {
+        if self.quantized {
+            return Ok(DType::F32);
+        }
+        let mut bytes = BTreeMap::new();
+        for name in self.stored.names() {
+            if let Some(tensor) = self.stored.tensor(&name)?.filter(|tensor| tensor.dtype().is_float())
+            {
+                *bytes.entry(tensor.dtype()).or_insert(0) += tensor.bytes();
+            }
+        }
+        let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
+        Ok(most.map_or(DType::F32, |(dtype, _)| dtype))
     }
 
     /// The config in our terms.
@@ -202,13 +270,39 @@ impl Opened {
 
     /// Everything that is wrong with the tensors, once building has failed.
     fn explain(&self, compute: Compute) -> Option<Error> {
+        let complaints = self.complaints(compute).ok()?;
+        (!complaints.is_empty()).then(|| self.fail(complaints.join("; ")))
+    }
+
+    /// Everything that is wrong with tensors and vocabulary, by headers alone.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn problems(&self) -> Result<Vec<String>> {
+        let mut problems = self.complaints(Compute::default())?;
         let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
-        let expected = Decoder::build(&outline, &self.config, compute).ok()?;
-        let source = self.tensors();
+        let expected = Decoder::build(&outline, &self.config, Compute::default())?;
+        let params = expected.params();
+        let known = |name: &String| {
+            params.get(name).is_some() || (self.config.tied_head && name == "head.weight")
+        };
+        let source = Dequantized::new(self.tensors());
+        let unexpected = source.names().into_iter().filter(|name| !known(name));
+        let unexpected: Vec<String> = unexpected.map(|name| self.label(&name)).collect();
+        if !unexpected.is_empty() {
+            problems.push(format!("unexpected tensors: {}", listed(unexpected)));
+        }
+        Ok(problems)
+    }
+
+    fn complaints(&self, compute: Compute) -> Result<Vec<String>> {
+        let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
+        let expected = Decoder::build(&outline, &self.config, compute)?;
+        let source = Dequantized::new(self.tensors());
         let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
         for param in expected.params().iter() {
             let (name, shape) = (param.name(), param.tensor().shape().clone());
-            match source.tensor(name).ok()? {
+            match source.tensor(name)? {
                 None => missing.push(self.label(name)),
                 Some(tensor) if tensor.shape() != &shape => {
                     let name = self.label(name);
@@ -224,21 +318,36 @@ impl Opened {
         if !misshapen.is_empty() {
             complaints.push(listed(misshapen));
         }
-        (!complaints.is_empty()).then(|| self.fail(complaints.join("; ")))
+        Ok(complaints)
     }
 
-    fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+    /// The tokenizer, if there is one.
+    ///
+    /// # Errors
+    /// When it is malformed or larger than the vocabulary.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let path = self.path.join(TOKENIZER_NAME);
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let tokenizer = Tokenizer::load(&path)?;
+        let tokenizer = match &self.own_tokenizer {
+            Some(tokenizer) => tokenizer.clone(),
+            None if path.is_file() => Tokenizer::load(&path)?,
+            None => return Ok(None),
+        };
         let (ours, theirs) = (self.config.vocab_size, tokenizer.vocab_size());
         if theirs > ours {
-            return Err(self.fail(format!("{TOKENIZER_NAME} has {theirs} tokens, the model {ours}")));
+            return Err(self.fail(format!("the tokenizer has {theirs} tokens, the model {ours}")));
         }
         Ok(Some(tokenizer))
     }
+}
+
+/// The tensors of a folder: safetensors if there are any, else PyTorch's.
+fn tensors_of(path: &Path) -> Result<Arc<dyn TensorSource>> {
+    let has = |name: &str| path.join(name).is_file();
+    let safetensors = has(SINGLE_NAME) || has(INDEX_NAME);
+    if !safetensors && (has(torch::SINGLE_NAME) || has(torch::INDEX_NAME)) {
+        return Ok(Arc::new(TorchSource::open(path)?));
+    }
+    Ok(Arc::new(Checkpoint::open(path)?))
 }
 
 /// The first few, and how many more there are.

@@ -8,24 +8,22 @@
 
 use super::Summary;
 use crate::checkpoint::{Opened, ROPE_FACTORS, part_sizes};
-use crate::families::{self, Family, How, NameMap, stored};
+use crate::families::{self, Family, NameMap, stored};
 use crate::formats::gguf::tokenizer::{self, Described};
 use crate::formats::gguf::{MetaValue, TensorPlan, TensorType, ValueType, write as write_file};
 use crate::{Error, Result};
 use danaus_kernel::ops::quantized::{BlockType, quantize};
-use danaus_matrix::mixer::RopeScaling;
-use danaus_tensor::param::TensorSource;
+use danaus_matrix::mixer::{Mamba2Config, RopeScaling};
 use danaus_tensor::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 use std::path::Path;
-use std::sync::Arc;
 
 /// What matrices may be written as.
 pub(super) const TYPES: &[&str] = &["f32", "bf16", "f16", "q8_0", "q4_0", "q4_k"];
 /// Architectures of the format that we write.
 const ARCHITECTURES: [&str; 3] = ["llama", "mamba", "mamba2"];
 /// Settings of a family that the format does not keep in its metadata.
-const ELSEWHERE: [&str; 2] = ["tied", "rope_factors"];
+const ELSEWHERE: [&str; 4] = ["tied", "qkv_bias", "output_bias", "rope_factors"];
 /// Names of the tables whose errors go into the logits, or come from the input, unmixed.
 const TABLES: [&str; 2] = ["token_embd.weight", "output.weight"];
 
@@ -51,7 +49,7 @@ pub(super) fn write(opened: &Opened, out: &Path, kind: TensorType) -> Result<Sum
         parts_of(opened, &map, ours, &tensor)
     };
     let (mut items, mut plans, mut exceptions) = (Vec::new(), Vec::new(), Vec::new());
-    for ours in opened.names()? {
+    for ours in names(opened) {
         for (part, (name, tensor)) in fetch(&ours)?.into_iter().enumerate() {
             let (chosen, why) = choose(&name, tensor.dims(), kind, opened.config().tied_head);
             exceptions.extend(why.map(|why| format!("{name} as {}: {why}", chosen.name())));
@@ -87,15 +85,28 @@ pub(super) fn write(opened: &Opened, out: &Path, kind: TensorType) -> Result<Sum
     })
 }
 
+/// Our tensors; a head that is tied is not stored again.
+fn names(opened: &Opened) -> Vec<String> {
+    let mut names = opened.tensors().names();
+    names.retain(|name| !(opened.config().tied_head && name == "head.weight"));
+    names
+}
+
 /// The architecture of the format that can say what the model is, and its settings.
 fn spell(opened: &Opened) -> Result<(String, &'static Family, Map<String, Value>)> {
     let mut config = opened.config().clone();
     config.used_vocab = None;
+    if let Some(mamba2) = &mut config.mamba2 {
+        // How a scan is cut does not change what it computes, so the format does not keep it.
+        mamba2.chunk_size = Mamba2Config::default().chunk_size;
+    }
     if let Some(attention) = &mut config.attention
         && matches!(attention.rope_scaling, Some(RopeScaling::Llama3 { .. }))
     {
         // The format keeps the outcome of this rule, a divisor of each frequency.
-        let factors = attention.rope_factors(config.d_model);
+        let dim = attention.head_dim.unwrap_or(config.d_model / attention.n_heads.max(1));
+        let (theta, dim) = (attention.rope_theta.unwrap_or(1e4), attention.rotary_dim.unwrap_or(dim));
+        let factors = attention.rope_scaling.as_ref().map(|scaling| scaling.factors(theta, dim));
         attention.rope_scaling = factors.map(|factors| RopeScaling::Factors { factors });
     }
     for name in ARCHITECTURES {
@@ -195,7 +206,8 @@ fn metadata(
         all.push((format!("{architecture}.{field}"), meta(field, value)?));
     }
     if let Some(tokenizer) = opened.tokenizer()? {
-        let described = Described::of(tokenizer, opened.special())?;
+        let special = opened.special();
+        let described = Described::of(tokenizer, special.bos, special.eos.first().copied());
         all.extend(tokenizer::metadata(&described, opened.config().vocab_size)?);
     }
     Ok(all)

@@ -97,12 +97,13 @@ pub fn convert(
         return Err(Error::argument("dtype", name, valid));
     }
     let opened = Opened::open_dequantized(source)?;
-    let kept = opened.float_type();
+    let kept = opened.float_type()?;
     if target == Target::Gguf {
-        let fallback = match kept {
-            DType::F64 => TensorType::Plain(DType::F32),
-            other => TensorType::Plain(other),
-        };
+        let fallback = TensorType::Plain(match kept {
+            _ if opened.is_quantized() => DType::F16,
+            DType::BF16 | DType::F16 => kept,
+            _ => DType::F32,
+        });
         let kind = elements.and_then(TensorType::from_name).unwrap_or(fallback);
         return gguf::write(&opened, out, kind);
     }

@@ -1,7 +1,8 @@
 //! Llama, Mamba and Mamba-2 in GGUF's names: settings are metadata without the architecture's prefix.
 //!
 //! Beside them stand facts that GGUF keeps elsewhere: `vocab_size` (rows of the embedding), `tied`
-//! (whether there is an output matrix) and `rope_factors` (the tensor `rope_freqs`).
+//! (whether there is an output matrix), `qkv_bias` and `output_bias` (whether attention has these
+//! tensors) and `rope_factors` (the tensor `rope_freqs`).
 
 use super::{Family, Fields, How, NameMap, UNBOUNDED};
 use crate::Result;
@@ -43,6 +44,18 @@ fn llama(f: &mut Fields, c: &mut Config) -> Result<()> {
     let mut theta = a.rope_theta.unwrap_or(10_000.0);
     f.number("rope.freq_base", &mut theta, 10_000.0)?;
     a.rope_theta = Some(theta);
+    f.flag("qkv_bias", &mut a.bias, false)?;
+    let mut out_bias = a.out_bias.unwrap_or(a.bias);
+    f.flag("output_bias", &mut out_bias, a.bias)?;
+    a.out_bias = (out_bias != a.bias).then_some(out_bias);
+    match &a.rope_scaling {
+        Some(RopeScaling::Factors { factors }) => f.put("rope_factors", factors.clone()),
+        Some(RopeScaling::Linear { factor }) => {
+            f.put("rope.scaling.type", "linear");
+            f.put("rope.scaling.factor", *factor);
+        }
+        _ => {}
+    }
     let factors: Vec<f64> = f.list("rope_factors")?.iter().filter_map(|v| v.as_f64()).collect();
     match f.text_if("rope.scaling.type")?.unwrap_or("none") {
         "none" if factors.is_empty() => {}

@@ -1,4 +1,4 @@
-//! A source whose quantised tensors are read as f32.
+//! A source whose quantised tensors are read as f32, all or some of them.
 
 use danaus_kernel::ops::quantized::{BlockType, dequantize};
 use danaus_tensor::Tensor;
@@ -23,26 +23,33 @@ pub fn block_name(name: &str) -> Option<(&str, BlockType)> {
 impl Dequantized {
     /// Wraps a source.
     pub fn new(inner: Arc<dyn TensorSource>) -> Self {
+        Self::some(inner, |_| true)
+    }
+
+    /// Wraps a source; tensors that are not `chosen`, by what stands before the block type in their
+    /// names, stay blocks.
+    pub fn some(inner: Arc<dyn TensorSource>, chosen: impl Fn(&str) -> bool) -> Self {
         let named = |name: String| {
-            let (stem, block) = block_name(&name)?;
+            let (stem, block) = block_name(&name).filter(|(stem, _)| chosen(stem))?;
             Some((format!("{stem}.weight"), (name, block)))
         };
         let blocks = inner.names().into_iter().filter_map(named).collect();
         Self { inner, blocks }
     }
 
-    /// The type in which the inner source stores a tensor, if it is quantised.
-    pub fn block(&self, name: &str) -> Option<BlockType> {
-        self.blocks.get(name).map(|(_, block)| *block)
+    /// Whether a tensor of the inner source has another name here.
+    fn hides(&self, name: &str) -> bool {
+        let here = block_name(name).map(|(stem, _)| format!("{stem}.weight"));
+        here.and_then(|here| self.blocks.get(&here)).is_some_and(|(inner, _)| inner == name)
     }
 }
 
 impl TensorSource for Dequantized {
     fn tensor(&self, name: &str) -> danaus_tensor::Result<Option<Tensor>> {
         let Some((inner, block)) = self.blocks.get(name) else {
-            return match block_name(name) {
-                Some(_) => Ok(None),
-                None => self.inner.tensor(name),
+            return match self.hides(name) {
+                true => Ok(None),
+                false => self.inner.tensor(name),
             };
         };
         let Some(bytes) = self.inner.tensor(inner)? else { return Ok(None) };
@@ -58,8 +65,8 @@ impl TensorSource for Dequantized {
 
     fn names(&self) -> Vec<String> {
         let here = |name: String| match block_name(&name) {
-            Some((stem, _)) => format!("{stem}.weight"),
-            None => name,
+            Some((stem, _)) if self.hides(&name) => format!("{stem}.weight"),
+            _ => name,
         };
         self.inner.names().into_iter().map(here).collect()
     }

@@ -8,7 +8,7 @@
 //! business of the families. No reader trusts a file: counts and sizes are checked against the file's
 //! length before anything is allocated.
 
-//DQ pub mod dequantized;
+pub mod dequantized;
 pub mod gguf;
 pub mod shards;
 pub mod torch;

@@ -86,7 +86,7 @@ pub fn inspect(path: &Path, scan: bool) -> Result<Report> {
     let tensors = container.rows()?;
     let mut problems = Vec::new();
     if scan {
-        problems.extend(container.not_finite(&tensors)?);
+        problems.extend(container.not_finite()?);
     }
     let mut report = Report {
         path: path.to_path_buf(),
@@ -99,7 +99,7 @@ pub fn inspect(path: &Path, scan: bool) -> Result<Report> {
         tensors,
         problems,
     };
-    match Opened::open(path) {
+    match Opened::open_dequantized(path) {
         Ok(opened) => model(&opened, &mut report)?,
         // A tensor file need not be a model.
         Err(_) if !container.should_be_model() => {}

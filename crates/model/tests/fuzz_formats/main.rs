@@ -54,15 +54,22 @@ struct Tally {
     slowest: Duration,
 }
 
+/// Reads a file; whether it was accepted, and the memory that was taken at most.
+fn measured(format: Format, file: &[u8]) -> (bool, usize) {
+    danaus_runtime::pool::trim();
+    PEAK.reset_peak_usage();
+    let before = PEAK.current_usage();
+    let accepted = format.read(file);
+    (accepted, PEAK.peak_usage().saturating_sub(before))
+}
+
 /// Damages a file of a format by a seed and reads it.
 fn run(format: Format, seed: u64, tally: &mut Tally) -> Result<(), String> {
     let _turn = turn();
     let file = format.damaged(&mut Random::new(seed, format as u64));
-    danaus_runtime::pool::trim();
-    PEAK.reset_peak_usage();
-    let (before, start) = (PEAK.current_usage(), Instant::now());
-    let accepted = format.read(&file);
-    let (peak, time) = (PEAK.peak_usage().saturating_sub(before), start.elapsed());
+    let start = Instant::now();
+    let (accepted, peak) = measured(format, &file);
+    let time = start.elapsed();
     let factor = if format.is_text() { JSON_FACTOR } else { 2 };
     let bound = factor * file.len() + SLACK;
     tally.cases += 1;
@@ -84,6 +91,23 @@ fn undamaged_files_are_accepted() {
     let _turn = turn();
     for format in Format::ALL {
         assert!(format.read(&format.original()), "{format:?}");
+    }
+}
+
+/// Files that are nothing but header, so that what is kept of it weighs most.
+#[test]
+fn headers_as_large_as_they_get_stay_within_the_bound() {
+    let _turn = turn();
+    let gguf = cases::many_tensors(1 << 18);
+    let (accepted, peak) = measured(Format::Gguf, &gguf);
+    assert!(accepted && peak <= 2 * gguf.len() + SLACK, "{peak} for {}", gguf.len());
+    let patterns: [&[u8]; 8] =
+        [b"]0", b"}0", b")0", b"K\x01\x850", b"N\x940", b"(t0", b"N", b"(ctorch\nFloatStorage\n1"];
+    for pattern in patterns {
+        let file = cases::repeated_pickle(pattern, 8 << 20);
+        let (_, peak) = measured(Format::Pickle, &file);
+        let shown = String::from_utf8_lossy(pattern);
+        assert!(peak <= 2 * file.len() + SLACK, "{shown}: {peak} for {}", file.len());
     }
 }
 

@@ -10,7 +10,7 @@ impl Random {
         Self(seed.wrapping_mul(0xd129_0b26_1a3c_5f47) ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,7 +20,7 @@ impl Random {
 
     /// A number below `end`; 0 where there is none.
     pub fn below(&mut self, end: usize) -> usize {
-        if end == 0 { 0 } else { (self.next() % end as u64) as usize }
+        if end == 0 { 0 } else { (self.word() % end as u64) as usize }
     }
 
     pub fn pick<T: Clone>(&mut self, from: &[T]) -> T {
@@ -59,7 +59,7 @@ impl Random {
             len + 1,
             len / 2,
         ];
-        if self.below(8) == 0 { self.next() } else { self.pick(&fixed) }
+        if self.below(8) == 0 { self.word() } else { self.pick(&fixed) }
     }
 }
 
@@ -70,7 +70,7 @@ pub fn bytes(file: &mut Vec<u8>, focus: usize, random: &mut Random) {
         let at = random.below(end);
         match random.below(8) {
             0 if !file.is_empty() => file[at] ^= 1 << random.below(8),
-            1 if !file.is_empty() => file[at] = random.next() as u8,
+            1 if !file.is_empty() => file[at] = random.word() as u8,
             2 | 3 => {
                 let width = random.pick(&[1, 2, 4, 8, 8]);
                 let value = random.interesting(file.len()).to_le_bytes();
@@ -84,7 +84,7 @@ pub fn bytes(file: &mut Vec<u8>, focus: usize, random: &mut Random) {
                 file.drain(at..at + len);
             }
             6 => {
-                let fresh: Vec<u8> = (0..random.below(32)).map(|_| random.next() as u8).collect();
+                let fresh: Vec<u8> = (0..random.below(32)).map(|_| random.word() as u8).collect();
                 file.splice(at..at, fresh);
             }
             _ => {

@@ -1,6 +1,5 @@
 //! A file of another writer, round trips, and every way to spoil one.
 
-use super::reader::parse_bytes;
 use super::*;
 use danaus_kernel::ops::quantized::BlockType;
 use danaus_tensor::param::TensorSource;

@@ -8,7 +8,7 @@ use super::reader::GgufFile;
 use super::value::ValueType;
 use super::writer::MetaValue;
 use crate::{Error, Result};
-use danaus_text::tokenizer::Tokenizer;
+use danaus_text::tokenizer::{Settings, Tokenizer};
 use danaus_text::tokenizer::vocabulary::{Kind, Split, Vocabulary};
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -39,6 +39,38 @@ pub struct Described {
     pub eos: Option<u32>,
     /// Jinja text that renders a conversation.
     pub chat_template: Option<String>,
+}
+
+impl Described {
+    /// The tokenizer with its special tokens and template as settings.
+    ///
+    /// # Errors
+    /// Ids that are none of its tokens.
+    pub fn into_tokenizer(self) -> Result<Tokenizer> {
+        let spelled = |id: Option<u32>| -> Result<Option<String>> {
+            let bytes = id.map(|id| self.tokenizer.token_bytes(id)).transpose()?;
+            Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+        };
+        let mut settings = Settings {
+            bos: spelled(self.bos)?,
+            eos: spelled(self.eos)?,
+            ..Settings::default()
+        };
+        if let Some(template) = self.chat_template {
+            settings.set_template("default", template);
+        }
+        Ok(self.tokenizer.with_settings(settings)?)
+    }
+
+    /// What goes with a tokenizer: its settings, and `bos` and `eos` of a model where they are silent.
+    pub fn of(tokenizer: Tokenizer, bos: Option<u32>, eos: Option<u32>) -> Self {
+        Self {
+            bos: tokenizer.bos().or(bos),
+            eos: eos.or(tokenizer.eos()),
+            chat_template: tokenizer.settings().template("default").map(str::to_string),
+            tokenizer,
+        }
+    }
 }
 
 /// The tokenizer of a file; `None` where it has none.
@@ -189,7 +221,8 @@ mod tests {
             all.extend(value.map(|value| (key.to_string(), value)));
             write(&path, &all, &[], |_, _| unreachable!()).unwrap();
             match read(&GgufFile::open(&path).unwrap()) {
-                Ok(found) => if found.is_some() { "read" } else { "none" }.to_string(),
+                Ok(Some(_)) => "read".to_string(),
+                Ok(None) => "none".to_string(),
                 Err(error) => error.to_string(),
             }
         };

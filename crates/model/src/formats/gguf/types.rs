@@ -41,6 +41,13 @@ impl TensorType {
         }
     }
 
+    /// The type of a lower-case name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let plain = PLAIN.iter().find(|(_, dtype)| dtype.name() == name);
+        let block = || BlockType::ALL.into_iter().find(|block| block.name() == name);
+        plain.map(|(_, dtype)| Self::Plain(*dtype)).or_else(|| block().map(Self::Block))
+    }
+
     /// Lower-case name.
     pub fn name(self) -> &'static str {
         match self {
