@@ -46,6 +46,9 @@ fn print(report: &Report) {
             tokenizer.vocab_size, tokenizer.bos, tokenizer.eos, tokenizer.digest
         );
     }
+    if report.model.is_some() && report.tokenizer.is_none() {
+        println!("no tokenizer");
+    }
     for (key, value) in &report.metadata {
         println!("  {key}: {value}");
     }

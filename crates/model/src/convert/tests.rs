@@ -23,6 +23,10 @@ fn bits(model: &Model) -> BTreeMap<String, Vec<u8>> {
     model.decoder.params().iter().map(one).collect()
 }
 
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
+}
+
 fn load(path: &Path) -> Model {
     Model::load(path, Compute::default()).unwrap()
 }
@@ -64,8 +68,12 @@ fn float_conversions_keep_every_bit() {
             let (found, expected) = (bits(&again), bits(&original));
             assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
             for (tensor, found) in &found {
-                // A decay rate goes through exp and ln on its way.
-                let same = *found == expected[tensor] || tensor.ends_with("A_log");
+                let expected = &expected[tensor];
+                // A decay rate goes through exp and ln on its way, which costs some last bits.
+                let same = match tensor.ends_with("A_log") {
+                    true => floats(found).zip(floats(expected)).all(|(a, b)| (a - b).abs() < 1e-6),
+                    false => found == expected,
+                };
                 assert!(same, "{name} as {}: {tensor}", target.name());
             }
             assert_eq!(again.special.bos, original.special.bos, "{name}");

@@ -137,7 +137,7 @@ fn model(opened: &Opened, report: &mut Report) -> Result<()> {
                 chat_template: !tokenizer.settings().templates.is_empty(),
             });
         }
-        Ok(None) => report.problems.push("there is no tokenizer".into()),
+        Ok(None) => {}
         Err(error) => report.problems.push(without_path(error, &report.path)),
     }
     Ok(())
