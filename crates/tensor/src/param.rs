@@ -36,7 +36,9 @@ struct Inner {
 
 impl Param {
     fn new(name: String, decay: bool, value: Tensor) -> Self {
-        Self(Arc::new(Inner { name, decay, value: Mutex::new(value.tracked()) }))
+        // Quantised blocks are bytes: constants, which no tape should keep.
+        let value = if value.dtype().is_differentiable() { value.tracked() } else { value };
+        Self(Arc::new(Inner { name, decay, value: Mutex::new(value) }))
     }
 
     /// A parameter outside of any builder, for shards and conversions.
@@ -196,6 +198,14 @@ pub trait TensorSource: Send + Sync {
     /// When it is there but cannot be read.
     fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
 
+    /// Whether there is a tensor of that name.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`], which the default asks; sources with an index override it.
+    fn contains(&self, name: &str) -> Result<bool> {
+        Ok(self.tensor(name)?.is_some())
+    }
+
     /// All names.
     fn names(&self) -> Vec<String>;
 }
@@ -224,6 +234,7 @@ pub struct ParamBuilder {
     dtype: DType,
     device: Device,
     prefix: String,
+    as_stored: bool,
     made: Arc<Mutex<Vec<Param>>>,
 }
 
@@ -250,7 +261,14 @@ impl ParamBuilder {
     }
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
-        Self { source, dtype, device, prefix: String::new(), made: Arc::default() }
+        let (prefix, made) = (String::new(), Arc::default());
+        Self { source, dtype, device, prefix, as_stored: false, made }
+    }
+
+    /// Lets weight matrices stay in the element type, and in the memory (such as a mapped file), that
+    /// the source has them in. For inference: training wants masters in one dtype.
+    pub fn as_stored(self) -> Self {
+        Self { as_stored: true, ..self }
     }
 
     /// Element type of the parameters.
@@ -274,7 +292,21 @@ impl ParamBuilder {
     /// # Errors
     /// When loading: a missing tensor or another shape.
     pub fn param(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
-        self.make(name, shape.into(), init, true)
+        self.make(name, shape.into(), init, true, false)
+    }
+
+    /// A parameter that weight decay applies to, in the element type that the source has it in: bytes
+    /// always, floats if the builder is [`Self::as_stored`]. As [`Self::param`] otherwise.
+    ///
+    /// # Errors
+    /// When loading: a missing tensor or another shape.
+    pub fn param_as_stored(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        init: Init,
+    ) -> Result<Param> {
+        self.make(name, shape.into(), init, true, true)
     }
 
     /// A parameter that weight decay leaves alone.
@@ -282,14 +314,22 @@ impl ParamBuilder {
     /// # Errors
     /// When loading: a missing tensor or another shape.
     pub fn param_no_decay(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
-        self.make(name, shape.into(), init, false)
+        self.make(name, shape.into(), init, false, false)
+    }
+
+    /// Whether parameters are made and not loaded.
+    pub fn is_new(&self) -> bool {
+        self.source.tensors().is_none()
     }
 
     /// Whether a source to load from has a tensor of that name (always true for new models).
+    ///
+    /// # Errors
+    /// When the source cannot be read.
     pub fn contains(&self, name: &str) -> Result<bool> {
         match self.source.tensors() {
             None => Ok(true),
-            Some(source) => Ok(source.tensor(&self.full_name(name))?.is_some()),
+            Some(source) => source.contains(&self.full_name(name)),
         }
     }
 
@@ -297,7 +337,14 @@ impl ParamBuilder {
         format!("{}{name}", self.prefix)
     }
 
-    fn make(&self, name: &str, shape: Shape, init: Init, decay: bool) -> Result<Param> {
+    fn make(
+        &self,
+        name: &str,
+        shape: Shape,
+        init: Init,
+        decay: bool,
+        stored: bool,
+    ) -> Result<Param> {
         let name = self.full_name(name);
         let value = match &self.source {
             Source::Init { seed } => initial(&Rng::named(*seed, &name), &shape, init)?,
@@ -319,7 +366,8 @@ impl ParamBuilder {
             return Err(Error::internal(format!("parameter {name} is made twice")));
         }
         // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
-        let value = value.to_dtype(self.dtype)?;
+        let stays = stored && (self.as_stored || !value.dtype().is_float()) && !self.is_new();
+        let value = if stays { value } else { value.to_dtype(self.dtype)? };
         let param = match self.source {
             Source::Borrow(_) => Param(Arc::new(Inner { name, decay, value: Mutex::new(value) })),
             _ => Param::new(name, decay, value),
