@@ -1,13 +1,15 @@
 //! Recognising what lies at a path, and loading it.
 
+use super::export::part_sizes;
 use super::{CONFIG_NAME, Model, SpecialTokens, TOKENIZER_NAME, finite};
 use crate::config::{Config, MODEL_TYPE};
 use crate::decoder::{Compute, Decoder};
-use crate::families::{self, Family, Renamed, parse_object};
+use crate::families::{self, Family, Renamed, parse_object, parts_of};
 use crate::{Error, Result};
+use danaus_kernel::ops::quantized::BlockType;
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::safetensors::Checkpoint;
-use danaus_tensor::{DType, Device, ParamBuilder};
+use danaus_tensor::{DType, Device, ParamBuilder, Shape};
 use danaus_text::tokenizer::Tokenizer;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -152,7 +154,11 @@ impl Opened {
     pub fn load(self, compute: Compute) -> Result<Model> {
         self.check_finite()?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let params = ParamBuilder::load(self.tensors(), dtype, Device::Cpu);
+        let mut params = ParamBuilder::load(self.tensors(), dtype, Device::Cpu);
+        if dtype == DType::F32 {
+            // No second copy: bf16 and f16 matrices are widened in registers, f32 ones are the file.
+            params = params.as_stored();
+        }
         let decoder = Decoder::build(&params, &self.config, compute)
             .map_err(|error| self.explain(compute).unwrap_or(error))?;
         let mut unused = params.unused();
@@ -207,14 +213,17 @@ impl Opened {
         let source = self.tensors();
         let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
         for param in expected.params().iter() {
-            let (name, shape) = (param.name(), param.tensor().shape().clone());
-            match source.tensor(name).ok()? {
-                None => missing.push(self.label(name)),
-                Some(tensor) if tensor.shape() != &shape => {
-                    let name = self.label(name);
-                    misshapen.push(format!("{name} has shape {}, expected {shape}", tensor.shape()));
+            for (name, dims) in self.pieces(param.name(), param.tensor().dims()) {
+                let label = self.label(&name);
+                match source.tensor(&name).ok()? {
+                    None if is_quantised(&*source, &name) => {}
+                    None => missing.push(label),
+                    Some(tensor) if tensor.dims() != dims => {
+                        let (found, expected) = (tensor.shape(), Shape::from(dims));
+                        misshapen.push(format!("{label} has shape {found}, expected {expected}"));
+                    }
+                    Some(_) => {}
                 }
-                Some(_) => {}
             }
         }
         let mut complaints = Vec::new();
@@ -225,6 +234,22 @@ impl Opened {
             complaints.push(listed(misshapen));
         }
         (!complaints.is_empty()).then(|| self.fail(complaints.join("; ")))
+    }
+
+    /// A tensor of ours, or its parts where their table has it so, with shapes.
+    fn pieces(&self, name: &str, dims: &[usize]) -> Vec<(String, Vec<usize>)> {
+        let apart = |parts: &Vec<String>| match &self.renamed {
+            Some(renamed) => !renamed.is_whole(name),
+            None => parts.iter().any(|part| self.stored.contains(part).unwrap_or(false)),
+        };
+        match parts_of(name).filter(apart) {
+            None => vec![(name.to_string(), dims.to_vec())],
+            Some(parts) => {
+                let sizes = part_sizes(&self.config, name, dims[0]);
+                let shape = |rows| [&[rows], &dims[1..]].concat();
+                parts.into_iter().zip(sizes.into_iter().map(shape)).collect()
+            }
+        }
     }
 
     fn tokenizer(&self) -> Result<Option<Tokenizer>> {
@@ -239,6 +264,13 @@ impl Opened {
         }
         Ok(Some(tokenizer))
     }
+}
+
+/// Whether blocks stand in place of a weight.
+fn is_quantised(source: &dyn TensorSource, name: &str) -> bool {
+    let Some(stem) = name.strip_suffix("weight") else { return false };
+    let there = |kind: &BlockType| source.contains(&format!("{stem}{kind}")).unwrap_or(false);
+    BlockType::ALL.iter().any(there)
 }
 
 /// The first few, and how many more there are.

@@ -18,7 +18,7 @@ mod state_spaces;
 mod windows;
 
 pub use fields::{Fields, number, parse_object, spelled};
-pub(crate) use names::JOINED;
+pub(crate) use names::{JOINED, parts_of};
 pub use names::{How, NameMap, Renamed, stored};
 
 use crate::config::Config;

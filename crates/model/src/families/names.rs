@@ -231,6 +231,14 @@ fn matched<'a>(path: &str, name: &'a str) -> Option<(Option<usize>, &'a str)> {
 pub(crate) const JOINED: &[(&str, &[&str])] =
     &[(".qkv.", &[".q.", ".k.", ".v."]), (".gate_up.", &[".gate.", ".up."])];
 
+const BIAS: &str = ".bias";
+
+/// Our names of the parts of a tensor that others store apart.
+pub(crate) fn parts_of(name: &str) -> Option<Vec<String>> {
+    let (whole, parts) = JOINED.iter().find(|(whole, _)| name.contains(whole))?;
+    Some(parts.iter().map(|part| name.replacen(whole, part, 1)).collect())
+}
+
 /// Another project's tensors under our names.
 pub struct Renamed {
     inner: Arc<dyn TensorSource>,
@@ -248,19 +256,14 @@ impl Renamed {
         Self { inner, map, short }
     }
 
-    /// Their name of one of our tensors; of one that is stored in parts, the first that is missing.
+    /// Their name of one of our tensors.
     pub fn label(&self, ours: &str) -> String {
-        if let Some((theirs, _)) = self.map.theirs(ours) {
-            return theirs;
-        }
-        let (whole, parts) = match JOINED.iter().find(|(whole, _)| ours.contains(whole)) {
-            Some(joined) => *joined,
-            None => return ours.to_string(),
-        };
-        let names = parts.iter().map(|part| ours.replacen(whole, part, 1));
-        let mut labels = names.filter(|name| !matches!(self.tensor(name), Ok(Some(_))));
-        let missing = labels.next().and_then(|name| self.map.theirs(&name));
-        missing.map_or(ours.to_string(), |(theirs, _)| theirs)
+        self.map.theirs(ours).map_or(ours.to_string(), |(theirs, _)| theirs)
+    }
+
+    /// Whether their table has one of our tensors as a whole, and not in parts.
+    pub fn is_whole(&self, ours: &str) -> bool {
+        self.map.theirs(ours).is_some()
     }
 
     fn fetch(&self, theirs: &str) -> danaus_tensor::Result<Option<Tensor>> {
@@ -270,13 +273,12 @@ impl Renamed {
         }
     }
 
-    /// A tensor that is stored in parts, joined.
+    /// A bias that is stored in parts, joined; matrices are stacked where they are used.
     fn joined(&self, name: &str) -> danaus_tensor::Result<Option<Tensor>> {
-        let joined = JOINED.iter().find(|(whole, _)| name.contains(whole));
-        let Some((whole, parts)) = joined else { return Ok(None) };
+        let Some(parts) = parts_of(name).filter(|_| name.ends_with(BIAS)) else { return Ok(None) };
         let mut found = Vec::new();
-        for part in *parts {
-            match self.tensor(&name.replacen(whole, part, 1))? {
+        for part in parts {
+            match self.tensor(&part)? {
                 Some(tensor) => found.push(tensor),
                 None => return Ok(None),
             }
@@ -296,6 +298,16 @@ impl TensorSource for Renamed {
         }
     }
 
+    fn contains(&self, name: &str) -> danaus_tensor::Result<bool> {
+        match self.map.theirs(name) {
+            Some((theirs, _)) => match theirs.strip_prefix(self.map.optional) {
+                Some(rest) if self.short => self.inner.contains(rest),
+                _ => self.inner.contains(&theirs),
+            },
+            None => Ok(self.joined(name)?.is_some()),
+        }
+    }
+
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for theirs in self.inner.names() {
@@ -312,10 +324,9 @@ impl TensorSource for Renamed {
             };
             let whole = JOINED.iter().find_map(|(whole, parts)| {
                 let part = parts.iter().find(|part| ours.contains(**part))?;
-                let joined = ours.replacen(part, whole, 1);
                 // `up` alone is a channel mixer without gate.
                 self.map.theirs(&ours.replacen(part, parts[0], 1))?;
-                Some(joined)
+                ours.ends_with(BIAS).then(|| ours.replacen(part, whole, 1))
             });
             let ours = whole.unwrap_or(ours);
             if names.last() != Some(&ours) && !names.contains(&ours) {
@@ -326,7 +337,8 @@ impl TensorSource for Renamed {
     }
 }
 
-/// One of our tensors as they store it: names and values. Joined tensors may become several.
+/// One of our tensors as they store it: names and values. Joined tensors may become several, of `sizes`
+/// rows.
 ///
 /// # Errors
 /// When their table has no place for it.
@@ -334,18 +346,16 @@ pub fn stored(
     map: &NameMap,
     name: &str,
     tensor: &Tensor,
-    sizes: impl Fn(&str) -> Vec<usize>,
+    sizes: &[usize],
 ) -> Result<Vec<(String, Tensor)>> {
     if let Some((theirs, how)) = map.theirs(name) {
         return Ok(vec![(theirs, how.store(tensor.clone())?)]);
     }
     let homeless =
         || Error::argument("tensor", name, "a tensor that the chosen spelling has a name for");
-    let joined = JOINED.iter().find(|(whole, _)| name.contains(whole));
-    let (whole, parts) = joined.ok_or_else(homeless)?;
+    let parts = parts_of(name).ok_or_else(homeless)?;
     let mut all = Vec::new();
-    for (part, value) in parts.iter().zip(tensor.split(0, &sizes(whole))?) {
-        let ours = name.replacen(whole, part, 1);
+    for (ours, value) in parts.into_iter().zip(tensor.split(0, sizes)?) {
         let (theirs, how) = map.theirs(&ours).ok_or_else(homeless)?;
         all.push((theirs, how.store(value.contiguous()?)?));
     }
