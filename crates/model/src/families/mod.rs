@@ -30,6 +30,7 @@ use serde_json::{Map, Value};
 pub(crate) const UNBOUNDED: usize = 1 << 20;
 
 /// An architecture of another project.
+#[derive(Debug)]
 pub struct Family {
     /// How reports call it.
     pub name: &'static str,
