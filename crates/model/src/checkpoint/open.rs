@@ -246,7 +246,7 @@ impl Opened {
             None => vec![(name.to_string(), dims.to_vec())],
             Some(parts) => {
                 let sizes = part_sizes(&self.config, name, dims[0]);
-                let shape = |rows| [&[rows], &dims[1..]].concat();
+                let shape = |rows: usize| [&[rows][..], &dims[1..]].concat();
                 parts.into_iter().zip(sizes.into_iter().map(shape)).collect()
             }
         }
