@@ -44,7 +44,7 @@ impl How {
             How::ByHead(heads) => regroup(&x, [heads, 3]),
             How::Swapped => swap_halves(&x),
             How::Neighbours(heads) => {
-                let pairs = x.dims()[0] / (2 * heads.max(1));
+                let pairs = rows(&x) / (2 * heads.max(1));
                 regroup_within(&x, heads, [pairs, 2])
             }
             How::Flat if x.rank() == 2 => x.unsqueeze(1),
@@ -67,7 +67,7 @@ impl How {
             How::ByHead(heads) => regroup(&x, [3, heads]),
             How::Swapped => self.load(x),
             How::Neighbours(heads) => {
-                let pairs = x.dims()[0] / (2 * heads.max(1));
+                let pairs = rows(&x) / (2 * heads.max(1));
                 regroup_within(&x, heads, [2, pairs])
             }
             How::Flat if x.rank() == 3 => x.squeeze(1),
@@ -81,6 +81,10 @@ impl How {
     }
 }
 
+fn rows(x: &Tensor) -> usize {
+    x.dims().first().copied().unwrap_or(0)
+}
+
 /// Rows `[a, b, ..]` to `[b, a, ..]`.
 fn regroup(x: &Tensor, [a, b]: [usize; 2]) -> danaus_tensor::Result<Tensor> {
     regroup_within(x, 1, [a, b])
@@ -92,7 +96,7 @@ fn regroup_within(
     groups: usize,
     [a, b]: [usize; 2],
 ) -> danaus_tensor::Result<Tensor> {
-    let rows = x.dims()[0];
+    let rows = rows(x);
     let each = groups * a * b;
     if each == 0 || !rows.is_multiple_of(each) {
         let expected = format!("rows in {groups} groups of {a} x {b}");
@@ -103,11 +107,12 @@ fn regroup_within(
 }
 
 fn swap_halves(x: &Tensor) -> danaus_tensor::Result<Tensor> {
-    if !x.dims()[0].is_multiple_of(2) {
+    let rows = rows(x);
+    if rows == 0 || !rows.is_multiple_of(2) {
         let expected = "an even number of rows";
         return Err(danaus_tensor::Error::shape("load", "rows", x.shape(), expected));
     }
-    let half = x.dims()[0] / 2;
+    let half = rows / 2;
     let (first, second) = (x.narrow(0, 0, half)?, x.narrow(0, half, half)?);
     Tensor::cat(&[&second, &first], 0)
 }

@@ -54,6 +54,10 @@ fn rows_go_where_they_belong() {
     for how in [How::ByHead(5), How::Neighbours(5), How::Neighbours(0)] {
         assert!(how.load(counted(&[4, 2])).is_err(), "{how:?}");
     }
+    // A number is no matrix, whatever the file says.
+    for how in [How::ByHead(1), How::Neighbours(1), How::Swapped] {
+        assert!(how.load(counted(&[])).is_err(), "{how:?}");
+    }
 }
 
 fn table() -> NameMap {
