@@ -77,11 +77,11 @@ impl Mlp {
                 })
             }
             MlpConfig::Gated { d_ff, activation, bias } => {
-                let inner = 2 * d_ff;
+                let (inner, halves) = (2 * d_ff, [("gate", *d_ff), ("up", *d_ff)]);
                 let biases =
                     if *bias { Some((zeros("gate_up", inner)?, zeros("down", d)?)) } else { None };
                 Some(Mlp::Gated {
-                    gate_up: format.build(&params.pp("gate_up"), [inner, d], 1.0)?,
+                    gate_up: format.build_stacked(params, "gate_up", &halves, d, 1.0)?,
                     down: format.build(&params.pp("down"), [d, *d_ff], gain)?,
                     activation: parse_activation(activation)?,
                     biases,

@@ -9,10 +9,9 @@ use crate::config::Config;
 use crate::{Error, Result};
 use danaus_kernel::ops::cross_entropy::Options as LossOptions;
 use danaus_kernel::ops::cross_entropy::linear::linear_cross_entropy;
-use danaus_kernel::ops::embedding::embedding;
 use danaus_kernel::ops::linear::Extras;
 use danaus_matrix::mixer::Rope;
-use danaus_matrix::structured::Dense;
+use danaus_matrix::structured::{Dense, Format};
 use danaus_matrix::{LayerState, SeqBatch, StatePool, StructuredMatrix};
 use danaus_tensor::{DType, Device, Init, ParamBuilder, ParamSet, Tensor, checkpoint};
 use std::sync::Arc;
@@ -37,13 +36,13 @@ pub struct Decoder {
     config: Config,
     compute: Compute,
     params: ParamSet,
-    embedding: Dense,
-    positions: Option<Dense>,
+    embedding: Box<dyn StructuredMatrix>,
+    positions: Option<Box<dyn StructuredMatrix>>,
     /// Between the widths of embedding and residual stream: in and out.
     projections: Option<[Box<dyn StructuredMatrix>; 2]>,
     blocks: Vec<Arc<Block>>,
     norm: Norm,
-    head: Option<Dense>,
+    head: Option<Box<dyn StructuredMatrix>>,
 }
 
 impl Decoder {
@@ -54,9 +53,7 @@ impl Decoder {
     pub fn build(params: &ParamBuilder, config: &Config, compute: Compute) -> Result<Self> {
         config.check()?;
         let (vocab, d, width) = (config.vocab_size, config.d_model, config.embedding_width());
-        let table = |name: &str, rows: usize, cols: usize| {
-            Dense::build_with(&params.pp(name), [rows, cols], Init::Normal(0.02))
-        };
+        let table = |name: &str, rows, cols| table(&params.pp(name), [rows, cols]);
         let mixers = config.mixers()?;
         let attention = config.attention.as_ref();
         let rope = attention.and_then(|heads| Rope::new(heads, d, config.max_positions));
@@ -110,7 +107,7 @@ impl Decoder {
         }
         let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         let ids = Tensor::from_vec(wide, [ids.len()], &Device::Cpu)?;
-        let mut x = embedding(&self.embedding.weight().tensor(), &ids, None)?;
+        let mut x = self.embedding.gather_rows(&ids)?.to_dtype(self.stream_dtype())?;
         if let Some([into, _]) = &self.projections {
             x = into.apply(&x, Extras::default())?;
         }
@@ -118,9 +115,9 @@ impl Decoder {
             let offset = self.config.position_offset as i64;
             let rows: Vec<i64> = positions.iter().map(|position| position + offset).collect();
             let rows = Tensor::from_vec(rows, [positions.len()], &Device::Cpu)?;
-            x = x.add(&table.gather_rows(&rows)?)?;
+            x = x.add(&table.gather_rows(&rows)?.to_dtype(x.dtype())?)?;
         }
-        Ok(x.to_dtype(self.stream_dtype())?)
+        Ok(x)
     }
 
     /// Element type of the residual stream.
@@ -196,7 +193,7 @@ impl Decoder {
 
     fn head_weight(&self) -> Result<Tensor> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        Ok(head.weight().tensor_as(self.compute.dtype)?)
+        Ok(head.to_dense()?.to_dtype(self.compute.dtype)?)
     }
 
     /// Logits of every token, `[tokens, vocab]`.
@@ -268,6 +265,14 @@ impl Decoder {
         let head = 2 * batch.tokens() * self.config.vocab_size * self.config.embedding_width();
         self.blocks.iter().map(|block| block.flops(batch)).sum::<u64>() + head as u64
     }
+}
+
+/// Rows that ids choose. New ones are normal; loaded ones may be quantised blocks.
+fn table(params: &ParamBuilder, shape: [usize; 2]) -> Result<Box<dyn StructuredMatrix>> {
+    Ok(match params.is_new() {
+        true => Box::new(Dense::build_with(params, shape, Init::Normal(0.02))?),
+        false => Format::Dense.build(params, shape, 1.0)?,
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The library computes parts in single precision: its values are good to 2e-4.
 
 use danaus_matrix::mixer::{Mamba1Config, Mamba2Config};
-use danaus_model::config::{Config, MODEL_TYPE, MlpConfig, NormConfig, VERSION};
+use danaus_model::config::Config;
 use danaus_model::decoder::{Compute, Decoder};
 use danaus_model::eval;
 use danaus_model::generate::{Request, Sampling, generate};
@@ -18,28 +18,17 @@ const TOLERANCE: f64 = 2e-4;
 fn config(name: &str) -> Config {
     let first = name == "hf_mamba1";
     Config {
-        model_type: MODEL_TYPE.into(),
-        version: VERSION,
-        vocab_size: 48,
-        d_model: 16,
-        layers: if first { "SS" } else { "MM" }.into(),
         max_positions: 64,
-        learned_positions: false,
-        attention: None,
         mamba2: Some(Mamba2Config {
             d_state: 8,
             head_dim: 8,
             n_groups: 2,
             chunk_size: 8,
-            // That library normalises all features together, whatever the groups are.
-            norm_groups: Some(1),
             ..Mamba2Config::default()
         }),
         mamba1: Some(Mamba1Config { d_state: 4, ..Mamba1Config::default() }),
-        mlp: MlpConfig::None,
-        norm: NormConfig::default(),
         tied_head: first,
-        weights: Default::default(),
+        ..Config::bare(48, 16, if first { "SS" } else { "MM" })
     }
 }
 

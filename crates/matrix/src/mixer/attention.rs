@@ -2,8 +2,8 @@
 //!
 //! `q, k, v = x W_qkv^T (+ b)`, RMS norm of each query and key head where configured (Henry et al.
 //! 2020), rotary embedding where configured, attention per head, `y = o W_o^T (+ b)`.
-//! Parameters: `qkv` `[(n_heads + 2 n_kv_heads) head_dim, d_model]` and `out` `[d_model, n_heads
-//! head_dim]`, each a structured matrix, with optional biases `qkv.bias`, `out.bias` and optional norms
+//! Parameters: `qkv` `[(n_heads + 2 n_kv_heads) head_dim, d_model]` (or `q`, `k`, `v` where a checkpoint
+//! has them apart) and `out` `[d_model, n_heads head_dim]`, each a structured matrix, with optional biases `qkv.bias`, `out.bias` and optional norms
 //! `q_norm.weight`, `k_norm.weight` `[head_dim]`.
 
 use super::rope::{Rope, RopeScaling};
@@ -186,7 +186,7 @@ impl Attention {
         let q_norm = vector(normed, "q_norm", "weight", head_dim, 1.0)?;
         let k_norm = vector(normed, "k_norm", "weight", head_dim, 1.0)?;
         Ok(Self {
-            qkv: format.build(&params.pp("qkv"), [q + 2 * kv, d_model], 1.0)?,
+            qkv: format.build_stacked(params, "qkv", &[("q", q), ("k", kv), ("v", kv)], d_model, 1.0)?,
             out: format.build(&params.pp("out"), [d_model, q], 1.0)?,
             qkv_bias: vector(config.bias, "qkv", "bias", q + 2 * kv, 0.0)?,
             out_bias: vector(config.has_out_bias(), "out", "bias", d_model, 0.0)?,

@@ -69,8 +69,8 @@ fn renamed(
             return Err(Error::argument("tensor", name, valid));
         }
         let tensor = tensor.to_dtype(options.dtype.unwrap_or(tensor.dtype()))?;
-        let sizes = |joined: &str| part_sizes(model.decoder.config(), joined, tensor.dims()[0]);
-        for (theirs, value) in stored(map, &name, &tensor, sizes)? {
+        let sizes = part_sizes(model.decoder.config(), &name, tensor.dims()[0]);
+        for (theirs, value) in stored(map, &name, &tensor, &sizes)? {
             tensors.insert(theirs, value.contiguous()?);
         }
     }
@@ -106,9 +106,9 @@ fn whole(model: &Model, map: &NameMap) -> Result<BTreeMap<String, Tensor>> {
 }
 
 /// Rows of the parts of a joined matrix or bias.
-pub(crate) fn part_sizes(config: &Config, joined: &str, rows: usize) -> Vec<usize> {
-    match (&config.attention, joined) {
-        (Some(attention), ".qkv.") => {
+pub(crate) fn part_sizes(config: &Config, name: &str, rows: usize) -> Vec<usize> {
+    match &config.attention {
+        Some(attention) if name.contains(".qkv.") => {
             let (heads, kv) = (attention.n_heads, attention.kv_heads());
             let head_dim = rows / (heads + 2 * kv).max(1);
             vec![heads * head_dim, kv * head_dim, kv * head_dim]

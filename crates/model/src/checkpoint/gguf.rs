@@ -8,14 +8,11 @@ use crate::{Error, Result};
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::DType;
 use serde_json::{Map, Value as Json};
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Divisors of rotary frequencies, a tensor and not metadata.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// Matrices that are one product here, so that they are quantised alike or not at all.
-const GROUPS: [&[&str]; 2] = [&["attn_q", "attn_k", "attn_v"], &["ffn_gate", "ffn_up"]];
 /// Embedding and head are dense here, whatever the file stores.
 const TABLES: [&str; 2] = ["token_embd", "output"];
 const EMBEDDING: &str = "token_embd.weight";
@@ -37,8 +34,7 @@ pub(super) fn open(path: &Path, dequantize: bool) -> Result<Opened> {
     let family = families::recognise_gguf(file.architecture()?).map_err(wrong)?;
     let fields = settings(&file, source.as_ref())?;
     let quantized = source.names().iter().any(|name| block_name(name).is_some());
-    let together = stay_together(&file);
-    let dense = |stem: &str| dequantize || TABLES.contains(&stem) || !together(stem);
+    let dense = |stem: &str| dequantize || TABLES.contains(&stem);
     let tensors = Arc::new(Dequantized::some(source, dense));
     let mut opened = Opened::translated(path, family, &fields, tensors).map_err(wrong)?;
     opened.quantized = quantized;
@@ -51,25 +47,6 @@ pub(super) fn open(path: &Path, dequantize: bool) -> Result<Opened> {
         opened.own_tokenizer = Some(described.into_tokenizer()?);
     }
     Ok(opened)
-}
-
-/// Whether a matrix has the type of those it is multiplied together with.
-fn stay_together(file: &GgufFile) -> impl Fn(&str) -> bool {
-    let kind = |name: &str| file.info(name).map(|info| info.kind);
-    let mut apart = BTreeSet::new();
-    for (name, info) in file.tensors() {
-        let Some(stem) = name.strip_suffix(".weight") else { continue };
-        let Some((block, part)) = stem.rsplit_once('.') else { continue };
-        let group = GROUPS.iter().find(|group| group.contains(&part));
-        let mut others = group.into_iter().flat_map(|group| group.iter());
-        let differs = |other: &&str| {
-            kind(&format!("{block}.{other}.weight")).is_some_and(|other| other != info.kind)
-        };
-        if others.any(|other| differs(other)) {
-            apart.insert(stem.to_string());
-        }
-    }
-    move |stem| !apart.contains(stem)
 }
 
 /// The keys of the architecture without its name, and the facts that GGUF keeps elsewhere.

@@ -1,18 +1,19 @@
 //! Recognising what lies at a path, and loading it.
 
+use super::export::part_sizes;
 use super::{CONFIG_NAME, Model, SpecialTokens, TOKENIZER_NAME, finite};
 use crate::config::{Config, MODEL_TYPE};
 use crate::decoder::{Compute, Decoder};
-use crate::families::{self, Family, Renamed, parse_object};
+use crate::families::{self, Family, Renamed, parse_object, parts_of};
 use crate::formats::dequantized::{Dequantized, block_name};
 use crate::formats::torch::{self, TorchSource};
 use crate::{Error, Result};
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::safetensors::{Checkpoint, INDEX_NAME, SINGLE_NAME};
-use danaus_tensor::{DType, Device, ParamBuilder};
+use danaus_tensor::{DType, Device, ParamBuilder, Shape};
 use danaus_text::tokenizer::Tokenizer;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -220,7 +221,11 @@ impl Opened {
     pub fn load(self, compute: Compute) -> Result<Model> {
         self.check_finite()?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let params = ParamBuilder::load(self.tensors(), dtype, Device::Cpu);
+        let mut params = ParamBuilder::load(self.tensors(), dtype, Device::Cpu);
+        if dtype == DType::F32 {
+            // No second copy: bf16 and f16 matrices are widened in registers, f32 ones are the file.
+            params = params.as_stored();
+        }
         let decoder = Decoder::build(&params, &self.config, compute)
             .map_err(|error| self.explain(compute).unwrap_or(error))?;
         let mut unused = params.unused();
@@ -282,12 +287,17 @@ impl Opened {
         let mut problems = self.complaints(Compute::default())?;
         let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
         let expected = Decoder::build(&outline, &self.config, Compute::default())?;
-        let params = expected.params();
-        let known = |name: &String| {
-            params.get(name).is_some() || (self.config.tied_head && name == "head.weight")
-        };
+        let mut known: BTreeSet<String> = BTreeSet::new();
+        for param in expected.params().iter() {
+            let pieces = self.pieces(param.name(), param.tensor().dims());
+            known.extend(pieces.into_iter().map(|(name, _)| name));
+            known.insert(param.name().to_string());
+        }
+        if self.config.tied_head {
+            known.insert("head.weight".into());
+        }
         let source = Dequantized::new(self.tensors());
-        let unexpected = source.names().into_iter().filter(|name| !known(name));
+        let unexpected = source.names().into_iter().filter(|name| !known.contains(name));
         let unexpected: Vec<String> = unexpected.map(|name| self.label(&name)).collect();
         if !unexpected.is_empty() {
             problems.push(format!("unexpected tensors: {}", listed(unexpected)));
@@ -301,14 +311,16 @@ impl Opened {
         let source = Dequantized::new(self.tensors());
         let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
         for param in expected.params().iter() {
-            let (name, shape) = (param.name(), param.tensor().shape().clone());
-            match source.tensor(name)? {
-                None => missing.push(self.label(name)),
-                Some(tensor) if tensor.shape() != &shape => {
-                    let name = self.label(name);
-                    misshapen.push(format!("{name} has shape {}, expected {shape}", tensor.shape()));
+            for (name, dims) in self.pieces(param.name(), param.tensor().dims()) {
+                let label = self.label(&name);
+                match source.tensor(&name)? {
+                    None => missing.push(label),
+                    Some(tensor) if tensor.dims() != dims => {
+                        let (found, expected) = (tensor.shape(), Shape::from(dims));
+                        misshapen.push(format!("{label} has shape {found}, expected {expected}"));
+                    }
+                    Some(_) => {}
                 }
-                Some(_) => {}
             }
         }
         let mut complaints = Vec::new();
@@ -319,6 +331,22 @@ impl Opened {
             complaints.push(listed(misshapen));
         }
         Ok(complaints)
+    }
+
+    /// A tensor of ours, or its parts where their table has it so, with shapes.
+    fn pieces(&self, name: &str, dims: &[usize]) -> Vec<(String, Vec<usize>)> {
+        let apart = |parts: &Vec<String>| match &self.renamed {
+            Some(renamed) => !renamed.is_whole(name),
+            None => parts.iter().any(|part| self.stored.contains(part).unwrap_or(false)),
+        };
+        match parts_of(name).filter(apart) {
+            None => vec![(name.to_string(), dims.to_vec())],
+            Some(parts) => {
+                let sizes = part_sizes(&self.config, name, dims[0]);
+                let shape = |rows: usize| [&[rows][..], &dims[1..]].concat();
+                parts.into_iter().zip(sizes.into_iter().map(shape)).collect()
+            }
+        }
     }
 
     /// The tokenizer, if there is one.

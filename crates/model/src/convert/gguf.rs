@@ -128,7 +128,7 @@ fn parts_of(
     tensor: &Tensor,
 ) -> Result<Vec<(String, Tensor)>> {
     let rows = tensor.dims().first().copied().unwrap_or(0);
-    stored(map, ours, tensor, |joined| part_sizes(opened.config(), joined, rows))
+    stored(map, ours, tensor, &part_sizes(opened.config(), ours, rows))
 }
 
 /// The type of a tensor, and why it is not the one asked for.

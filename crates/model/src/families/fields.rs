@@ -15,42 +15,71 @@ use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// Fields of the Hugging Face format that steer training, initialisation or other tasks.
+/// Fields of the Hugging Face format that steer training, initialisation, generation or other tasks.
 const HARMLESS: &[&str] = &[
     "_attn_implementation",
     "_name_or_path",
+    "_num_labels",
+    "activation_dropout",
     "architectures",
     "attention_dropout",
     "attn_pdrop",
+    "begin_suppress_tokens",
     "bos_token_id",
     "chunk_size_feed_forward",
+    "cls_token_id",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
     "dropout",
     "dtype",
+    "early_stopping",
     "embd_pdrop",
+    "encoder_no_repeat_ngram_size",
     "eos_token_id",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "gradient_checkpointing",
     "id2label",
     "init_std",
     "initializer_range",
     "is_decoder",
     "label2id",
     "layerdrop",
+    "length_penalty",
+    "mask_token_id",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
     "model_type",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
     "prefix",
     "pretraining_tp",
     "problem_type",
+    "repetition_penalty",
     "resid_pdrop",
     "return_dict",
+    "sep_token_id",
     "summary_activation",
     "summary_first_dropout",
     "summary_proj_to_labels",
     "summary_type",
     "summary_use_proj",
+    "suppress_tokens",
     "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
     "transformers_version",
+    "typical_p",
     "use_cache",
 ];
 
@@ -267,6 +296,11 @@ impl<'a> Fields<'a> {
         }
         self.put(field, vec![spelled(ours.0), spelled(ours.1.unwrap_or(f64::INFINITY))]);
         Ok(())
+    }
+
+    /// As [`Self::implied`], for a field that is never written.
+    pub fn agrees(&mut self, field: &str, expected: usize, by: &str) -> Result<()> {
+        if self.has(field) { self.implied(field, expected, by) } else { Ok(()) }
     }
 
     /// A number of layers, all with one letter.

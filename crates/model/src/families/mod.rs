@@ -18,7 +18,7 @@ mod state_spaces;
 mod windows;
 
 pub use fields::{Fields, number, parse_object, spelled};
-pub(crate) use names::JOINED;
+pub(crate) use names::{JOINED, parts_of};
 pub use names::{How, NameMap, Renamed, stored};
 
 use crate::config::Config;
@@ -30,6 +30,7 @@ use serde_json::{Map, Value};
 pub(crate) const UNBOUNDED: usize = 1 << 20;
 
 /// An architecture of another project.
+#[derive(Debug)]
 pub struct Family {
     /// How reports call it.
     pub name: &'static str,

@@ -44,7 +44,7 @@ impl How {
             How::ByHead(heads) => regroup(&x, [heads, 3]),
             How::Swapped => swap_halves(&x),
             How::Neighbours(heads) => {
-                let pairs = x.dims()[0] / (2 * heads.max(1));
+                let pairs = rows(&x) / (2 * heads.max(1));
                 regroup_within(&x, heads, [pairs, 2])
             }
             How::Flat if x.rank() == 2 => x.unsqueeze(1),
@@ -67,7 +67,7 @@ impl How {
             How::ByHead(heads) => regroup(&x, [3, heads]),
             How::Swapped => self.load(x),
             How::Neighbours(heads) => {
-                let pairs = x.dims()[0] / (2 * heads.max(1));
+                let pairs = rows(&x) / (2 * heads.max(1));
                 regroup_within(&x, heads, [2, pairs])
             }
             How::Flat if x.rank() == 3 => x.squeeze(1),
@@ -81,6 +81,10 @@ impl How {
     }
 }
 
+fn rows(x: &Tensor) -> usize {
+    x.dims().first().copied().unwrap_or(0)
+}
+
 /// Rows `[a, b, ..]` to `[b, a, ..]`.
 fn regroup(x: &Tensor, [a, b]: [usize; 2]) -> danaus_tensor::Result<Tensor> {
     regroup_within(x, 1, [a, b])
@@ -92,7 +96,7 @@ fn regroup_within(
     groups: usize,
     [a, b]: [usize; 2],
 ) -> danaus_tensor::Result<Tensor> {
-    let rows = x.dims()[0];
+    let rows = rows(x);
     let each = groups * a * b;
     if each == 0 || !rows.is_multiple_of(each) {
         let expected = format!("rows in {groups} groups of {a} x {b}");
@@ -103,11 +107,12 @@ fn regroup_within(
 }
 
 fn swap_halves(x: &Tensor) -> danaus_tensor::Result<Tensor> {
-    if !x.dims()[0].is_multiple_of(2) {
+    let rows = rows(x);
+    if rows == 0 || !rows.is_multiple_of(2) {
         let expected = "an even number of rows";
         return Err(danaus_tensor::Error::shape("load", "rows", x.shape(), expected));
     }
-    let half = x.dims()[0] / 2;
+    let half = rows / 2;
     let (first, second) = (x.narrow(0, 0, half)?, x.narrow(0, half, half)?);
     Tensor::cat(&[&second, &first], 0)
 }
@@ -231,6 +236,14 @@ fn matched<'a>(path: &str, name: &'a str) -> Option<(Option<usize>, &'a str)> {
 pub(crate) const JOINED: &[(&str, &[&str])] =
     &[(".qkv.", &[".q.", ".k.", ".v."]), (".gate_up.", &[".gate.", ".up."])];
 
+const BIAS: &str = ".bias";
+
+/// Our names of the parts of a tensor that others store apart.
+pub(crate) fn parts_of(name: &str) -> Option<Vec<String>> {
+    let (whole, parts) = JOINED.iter().find(|(whole, _)| name.contains(whole))?;
+    Some(parts.iter().map(|part| name.replacen(whole, part, 1)).collect())
+}
+
 /// Another project's tensors under our names.
 pub struct Renamed {
     inner: Arc<dyn TensorSource>,
@@ -248,19 +261,14 @@ impl Renamed {
         Self { inner, map, short }
     }
 
-    /// Their name of one of our tensors; of one that is stored in parts, the first that is missing.
+    /// Their name of one of our tensors.
     pub fn label(&self, ours: &str) -> String {
-        if let Some((theirs, _)) = self.map.theirs(ours) {
-            return theirs;
-        }
-        let (whole, parts) = match JOINED.iter().find(|(whole, _)| ours.contains(whole)) {
-            Some(joined) => *joined,
-            None => return ours.to_string(),
-        };
-        let names = parts.iter().map(|part| ours.replacen(whole, part, 1));
-        let mut labels = names.filter(|name| !matches!(self.tensor(name), Ok(Some(_))));
-        let missing = labels.next().and_then(|name| self.map.theirs(&name));
-        missing.map_or(ours.to_string(), |(theirs, _)| theirs)
+        self.map.theirs(ours).map_or(ours.to_string(), |(theirs, _)| theirs)
+    }
+
+    /// Whether their table has one of our tensors as a whole, and not in parts.
+    pub fn is_whole(&self, ours: &str) -> bool {
+        self.map.theirs(ours).is_some()
     }
 
     fn fetch(&self, theirs: &str) -> danaus_tensor::Result<Option<Tensor>> {
@@ -270,13 +278,12 @@ impl Renamed {
         }
     }
 
-    /// A tensor that is stored in parts, joined.
+    /// A bias that is stored in parts, joined; matrices are stacked where they are used.
     fn joined(&self, name: &str) -> danaus_tensor::Result<Option<Tensor>> {
-        let joined = JOINED.iter().find(|(whole, _)| name.contains(whole));
-        let Some((whole, parts)) = joined else { return Ok(None) };
+        let Some(parts) = parts_of(name).filter(|_| name.ends_with(BIAS)) else { return Ok(None) };
         let mut found = Vec::new();
-        for part in *parts {
-            match self.tensor(&name.replacen(whole, part, 1))? {
+        for part in parts {
+            match self.tensor(&part)? {
                 Some(tensor) => found.push(tensor),
                 None => return Ok(None),
             }
@@ -296,6 +303,16 @@ impl TensorSource for Renamed {
         }
     }
 
+    fn contains(&self, name: &str) -> danaus_tensor::Result<bool> {
+        match self.map.theirs(name) {
+            Some((theirs, _)) => match theirs.strip_prefix(self.map.optional) {
+                Some(rest) if self.short => self.inner.contains(rest),
+                _ => self.inner.contains(&theirs),
+            },
+            None => Ok(self.joined(name)?.is_some()),
+        }
+    }
+
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for theirs in self.inner.names() {
@@ -312,10 +329,9 @@ impl TensorSource for Renamed {
             };
             let whole = JOINED.iter().find_map(|(whole, parts)| {
                 let part = parts.iter().find(|part| ours.contains(**part))?;
-                let joined = ours.replacen(part, whole, 1);
                 // `up` alone is a channel mixer without gate.
                 self.map.theirs(&ours.replacen(part, parts[0], 1))?;
-                Some(joined)
+                ours.ends_with(BIAS).then(|| ours.replacen(part, whole, 1))
             });
             let ours = whole.unwrap_or(ours);
             if names.last() != Some(&ours) && !names.contains(&ours) {
@@ -326,7 +342,8 @@ impl TensorSource for Renamed {
     }
 }
 
-/// One of our tensors as they store it: names and values. Joined tensors may become several.
+/// One of our tensors as they store it: names and values. Joined tensors may become several, of `sizes`
+/// rows.
 ///
 /// # Errors
 /// When their table has no place for it.
@@ -334,18 +351,16 @@ pub fn stored(
     map: &NameMap,
     name: &str,
     tensor: &Tensor,
-    sizes: impl Fn(&str) -> Vec<usize>,
+    sizes: &[usize],
 ) -> Result<Vec<(String, Tensor)>> {
     if let Some((theirs, how)) = map.theirs(name) {
         return Ok(vec![(theirs, how.store(tensor.clone())?)]);
     }
     let homeless =
         || Error::argument("tensor", name, "a tensor that the chosen spelling has a name for");
-    let joined = JOINED.iter().find(|(whole, _)| name.contains(whole));
-    let (whole, parts) = joined.ok_or_else(homeless)?;
+    let parts = parts_of(name).ok_or_else(homeless)?;
     let mut all = Vec::new();
-    for (part, value) in parts.iter().zip(tensor.split(0, &sizes(whole))?) {
-        let ours = name.replacen(whole, part, 1);
+    for (ours, value) in parts.into_iter().zip(tensor.split(0, sizes)?) {
         let (theirs, how) = map.theirs(&ours).ok_or_else(homeless)?;
         all.push((theirs, how.store(value.contiguous()?)?));
     }

@@ -27,7 +27,7 @@ fn translate(f: &mut Fields, c: &mut Config) -> Result<()> {
     f.size("ffn_dim", &mut d_ff)?;
     f.activation("activation_function", &mut activation, "relu")?;
     c.mlp = MlpConfig::Dense { d_ff, activation, bias: a.bias };
-    f.done(&[])
+    f.done(&["output_projection", "share_decoder_input_output_embed"])
 }
 
 fn names(config: &Config) -> NameMap {

@@ -63,6 +63,13 @@ impl TensorSource for Dequantized {
         dequantize(&bytes.reshape([rows, row_bytes])?, *block, cols)?.reshape(shape).map(Some)
     }
 
+    fn contains(&self, name: &str) -> danaus_tensor::Result<bool> {
+        match self.blocks.get(name) {
+            Some((inner, _)) => self.inner.contains(inner),
+            None => Ok(!self.hides(name) && self.inner.contains(name)?),
+        }
+    }
+
     fn names(&self) -> Vec<String> {
         let here = |name: String| match block_name(&name) {
             Some((stem, _)) if self.hides(&name) => format!("{stem}.weight"),

@@ -86,14 +86,13 @@ fn map(tensor: &Tensor, dtype: DType, channel_last: bool) -> Result<Tensor> {
     if tensor.rank() == 2 {
         return tensor.to_dtype(wide(dtype));
     }
-    let last = tensor.rank().saturating_sub(1);
     let tensor = match (tensor.rank(), channel_last) {
-        (3 | 4, true) => tensor.clone(),
-        (3, false) => tensor.transpose(1, 2)?,
+        (3, true) => tensor.unsqueeze(2)?,
+        (3, false) => tensor.transpose(1, 2)?.unsqueeze(2)?,
         (4, false) => tensor.transpose(2, 3)?.transpose(1, 2)?,
-        _ => return tensor.to_dtype(dtype),
+        // The operator refuses other ranks.
+        _ => tensor.clone(),
     };
-    let tensor = if last == 2 { tensor.unsqueeze(2)? } else { tensor };
     tensor.to_dtype(dtype)
 }
 

@@ -116,8 +116,10 @@ pub(super) fn validate(inputs: Inputs) -> Result<(Shape, Packing)> {
     }
     let a = plain(at(inputs, A)?)?;
     let bad = match a.dtype() {
-        DType::F64 => a.as_slice()?.iter().fold(false, |bad, &v: &f64| bad | !(v <= 0.0)),
-        _ => a.as_slice()?.iter().fold(false, |bad, &v: &f32| bad | !(v <= 0.0)),
+        DType::F64 => {
+            a.as_slice()?.iter().fold(false, |bad, &v: &f64| bad | v.is_nan() | (v > 0.0))
+        }
+        _ => a.as_slice()?.iter().fold(false, |bad, &v: &f32| bad | v.is_nan() | (v > 0.0)),
     };
     if bad {
         let valid = "at most 0 (A = -exp(A_log)): positive values let the state explode";

@@ -54,6 +54,10 @@ fn rows_go_where_they_belong() {
     for how in [How::ByHead(5), How::Neighbours(5), How::Neighbours(0)] {
         assert!(how.load(counted(&[4, 2])).is_err(), "{how:?}");
     }
+    // A number is no matrix, whatever the file says.
+    for how in [How::ByHead(1), How::Neighbours(1), How::Swapped] {
+        assert!(how.load(counted(&[])).is_err(), "{how:?}");
+    }
 }
 
 fn table() -> NameMap {
@@ -94,38 +98,46 @@ fn names_in_both_directions() {
 fn files_may_leave_out_the_prefix_and_store_parts() {
     let mut tensors = BTreeMap::new();
     for (index, part) in ["q", "k", "v"].into_iter().enumerate() {
-        let value = counted(&[1, 2]).affine(1.0, 10.0 * index as f64).unwrap();
-        tensors.insert(format!("h.0.{part}_proj.weight"), value);
+        let value = counted(&[2]).affine(1.0, 10.0 * index as f64).unwrap();
+        tensors.insert(format!("h.0.{part}_proj.bias"), value);
+        tensors.insert(format!("h.0.{part}_proj.weight"), counted(&[2, 3]));
     }
     for name in ["tokens.weight", "lm_head.weight", "h.0.mask", "h.1.mixer.D", "odd"] {
         tensors.insert(name.to_string(), counted(&[1]));
     }
     let source = Renamed::new(Arc::new(tensors), table());
-    let joined = source.tensor("layers.0.mixer.qkv.weight").unwrap().unwrap();
+    let joined = source.tensor("layers.0.mixer.qkv.bias").unwrap().unwrap();
     assert_eq!(values(&joined), [1.0, 2.0, 11.0, 12.0, 21.0, 22.0]);
     assert_eq!(joined.dtype(), DType::F32);
-    assert!(source.tensor("layers.1.mixer.qkv.weight").unwrap().is_none());
+    assert!(source.contains("layers.0.mixer.qkv.bias").unwrap());
+    assert!(source.contains("layers.1.mixer.D").unwrap());
+    for absent in ["layers.1.mixer.qkv.bias", "layers.0.mixer.qkv.weight", "layers.0.mixer.D"] {
+        assert!(source.tensor(absent).unwrap().is_none(), "{absent}");
+        assert!(!source.contains(absent).unwrap(), "{absent}");
+    }
     let mut names = source.names();
     names.sort();
     let expected = [
         "embedding.weight",
         "head.weight",
-        "layers.0.mixer.qkv.weight",
+        "layers.0.mixer.k.weight",
+        "layers.0.mixer.q.weight",
+        "layers.0.mixer.qkv.bias",
+        "layers.0.mixer.v.weight",
         "layers.1.mixer.D",
         "model.odd",
     ];
     assert_eq!(names, expected);
-    assert_eq!(source.label("layers.1.mixer.qkv.weight"), "layers.1.mixer.qkv.weight");
     assert_eq!(source.label("layers.1.mixer.D"), "model.h.1.mixer.D");
 }
 
 #[test]
 fn exporting_splits_what_is_joined() {
     let whole = counted(&[8, 1]);
-    let sizes = |part: &str| if part == ".qkv." { vec![4, 2, 2] } else { vec![] };
-    let parts = stored(&table(), "layers.0.mixer.qkv.weight", &whole, sizes).unwrap();
+    let sizes = [4, 2, 2];
+    let parts = stored(&table(), "layers.0.mixer.qkv.weight", &whole, &sizes).unwrap();
     let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["model.h.0.q_proj.weight", "model.h.0.k_proj.weight", "model.h.0.v_proj.weight"]);
     assert_eq!(values(&parts[1].1), [5.0, 6.0]);
-    assert!(stored(&table(), "project_in.weight", &whole, sizes).is_err());
+    assert!(stored(&table(), "project_in.weight", &whole, &sizes).is_err());
 }

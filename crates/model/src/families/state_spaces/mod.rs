@@ -1,6 +1,7 @@
 //! The spelling of state-spaces: Mamba-1, Mamba-2, and hybrids of either with attention.
 
 mod layers;
+mod mixers;
 
 use super::{Family, Fields, How, NameMap, UNBOUNDED};
 use crate::Result;
@@ -64,4 +65,5 @@ fn names(config: &Config) -> NameMap {
         .row_as("layers.{}.mlp.gate_up", "backbone.layers.{}.mlp.fc1", How::Swapped)
         .row("layers.{}.mlp.down", "backbone.layers.{}.mlp.fc2")
         .row("layers.{}", "backbone.layers.{}")
+        .ignore("backbone.layers.{}.mixer.rotary_emb.inv_freq")
 }

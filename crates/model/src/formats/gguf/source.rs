@@ -106,6 +106,10 @@ impl TensorSource for GgufSource {
         Tensor::from_raw_storage(storage, shape, dtype).map(Some)
     }
 
+    fn contains(&self, name: &str) -> danaus_tensor::Result<bool> {
+        Ok(self.find(name).is_some())
+    }
+
     fn names(&self) -> Vec<String> {
         self.file.tensors().map(|(name, info)| source_name(name, info.kind)).collect()
     }

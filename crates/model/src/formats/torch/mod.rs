@@ -242,6 +242,10 @@ impl TensorSource for TorchSource {
         file.entries.get(name).map(|entry| file.read(entry)).transpose()
     }
 
+    fn contains(&self, name: &str) -> danaus_tensor::Result<bool> {
+        Ok(self.place.contains_key(name))
+    }
+
     fn names(&self) -> Vec<String> {
         self.place.keys().cloned().collect()
     }

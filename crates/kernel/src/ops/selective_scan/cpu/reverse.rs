@@ -111,6 +111,7 @@ pub struct Reverse<'a> {
 }
 
 impl Reverse<'_> {
+    #[inline(always)]
     fn check(&self) {
         let (rows, len) = (self.columns.rows, self.n * BLOCK);
         self.b.check(rows, self.n);
