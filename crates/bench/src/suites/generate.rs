@@ -148,7 +148,7 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
     no_grad(|| decoder.advance(ids, &SeqBatch::equal(1, 1)?, &mut pool, &[slot]))?;
     // Recurrent states are read and written; a cache is read, so far as it is filled.
     let per_sequence: usize = (0..decoder.config().layers.len())
-        .map(|layer| {
+        .map(|layer| -> Result<usize> {
             let state = pool.layer(&[slot], layer)?;
             Ok(match state[0].kind() {
                 "kv" => state[0].bytes() * (prompt.len() + STEPS / 2) / danaus_matrix::state::PAGE,

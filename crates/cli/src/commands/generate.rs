@@ -102,7 +102,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
             writeln!(out)?;
         } else {
             let ids: Vec<String> = completion.tokens.iter().map(u32::to_string).collect();
-            let text = if request.tokenizer.is_some() { &completion.text } else { &ids.join(",") };
+            let known = request.tokenizer.is_some();
+            let text = if known { completion.text.clone() } else { ids.join(",") };
             writeln!(out, "--- {} ({})\n{text}", index, completion.finish.name())?;
         }
     }

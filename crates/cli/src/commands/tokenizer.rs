@@ -1,7 +1,6 @@
 //! `danaus tokenizer`: training, encoding, decoding, conversations as text.
 
 use crate::failure::BadInput;
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use danaus::text::chat::{ChatTemplate, Conversation, Message};
 use danaus::text::corpus::{Corpus, GatherOptions, NotUtf8, Source};
@@ -167,9 +166,8 @@ fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
     let joined = args.ids.join(",");
     let text = given((!args.ids.is_empty()).then_some(&joined))?;
     let parts = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
-    let id =
-        |part: &str| part.parse().with_context(|| BadInput(format!("{part:?} is no token id")));
-    let ids: Vec<u32> = parts.map(id).collect::<anyhow::Result<_>>()?;
+    let id = |part: &str| part.parse().map_err(|_| BadInput(format!("{part:?} is no token id")));
+    let ids: Vec<u32> = parts.map(id).collect::<Result<_, _>>()?;
     let text = tokenizer.decode(&ids, args.no_special_tokens)?;
     let mut out = std::io::stdout().lock();
     match args.json {

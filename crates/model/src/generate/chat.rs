@@ -36,7 +36,7 @@ pub struct Chat<'a> {
     system: Option<String>,
     messages: Vec<Message>,
     /// The text that the last states stand for, and its tokens.
-    said: (String, Vec<u32>),
+    pub(super) said: (String, Vec<u32>),
     states: Vec<State>,
 }
 
@@ -94,11 +94,11 @@ impl<'a> Chat<'a> {
         };
         let text = self.template.render(&conversation)?;
         let tokens = self.tokens(&text)?;
-        let room = self.decoder.config().max_positions.saturating_sub(tokens.len());
+        let most = self.decoder.config().max_positions;
+        let room = most.saturating_sub(tokens.len());
         if room == 0 {
-            let given = format!("{} tokens", tokens.len());
-            let valid =
-                format!("below {} (max_positions); /reset begins anew", tokens.len() + room);
+            let given = format!("{} tokens long", tokens.len());
+            let valid = format!("below {most} (max_positions); begin a new one");
             return Err(Error::argument("conversation", given, valid));
         }
         let (state, new_tokens) = self.read(&tokens)?;

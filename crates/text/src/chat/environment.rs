@@ -90,7 +90,7 @@ impl std::io::Write for Bounded {
 fn translate(error: JinjaError) -> Error {
     let mut cause = error.source();
     while let Some(inner) = cause {
-        if let Some(Raised(message)) = inner.downcast_ref() {
+        if let Some(Raised(message)) = inner.downcast_ref::<Raised>() {
             return Error::Refused(message.clone());
         }
         if inner.is::<std::io::Error>() {
