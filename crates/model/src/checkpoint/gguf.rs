@@ -38,13 +38,19 @@ pub(super) fn open(path: &Path, dequantize: bool) -> Result<Opened> {
     let tensors = Arc::new(Dequantized::some(source, dense));
     let mut opened = Opened::translated(path, family, &fields, tensors).map_err(wrong)?;
     opened.quantized = quantized;
-    if let Some(described) = tokenizer::read(&file)? {
-        opened.special = SpecialTokens {
-            bos: described.bos,
-            eos: described.eos.into_iter().collect(),
-            pad: None,
-        };
-        opened.own_tokenizer = Some(described.into_tokenizer()?);
+    match tokenizer::read(&file) {
+        Ok(None) => {}
+        Ok(Some(described)) => {
+            opened.special = SpecialTokens {
+                bos: described.bos,
+                eos: described.eos.into_iter().collect(),
+                pad: None,
+            };
+            opened.own_tokenizer = Some(described.into_tokenizer().map_err(|error| error.to_string()));
+        }
+        // A model can be looked at and converted without its tokenizer; asking for it tells why not.
+        Err(Error::Checkpoint { detail, .. }) => opened.own_tokenizer = Some(Err(detail)),
+        Err(error) => opened.own_tokenizer = Some(Err(error.to_string())),
     }
     Ok(opened)
 }

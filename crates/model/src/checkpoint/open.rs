@@ -31,8 +31,8 @@ pub struct Opened {
     /// The same under ours; nothing where the names are ours.
     renamed: Option<Arc<Renamed>>,
     pub(super) special: SpecialTokens,
-    /// Where the weights' file holds the tokenizer.
-    pub(super) own_tokenizer: Option<Tokenizer>,
+    /// Where the weights' file holds the tokenizer: it, or why it is not read.
+    pub(super) own_tokenizer: Option<Result<Tokenizer, String>>,
     /// Whether some weights are stored as blocks, be they read as f32.
     pub(super) quantized: bool,
 }
@@ -356,7 +356,8 @@ impl Opened {
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let path = self.path.join(TOKENIZER_NAME);
         let tokenizer = match &self.own_tokenizer {
-            Some(tokenizer) => tokenizer.clone(),
+            Some(Ok(tokenizer)) => tokenizer.clone(),
+            Some(Err(detail)) => return Err(self.fail(detail.clone())),
             None if path.is_file() => Tokenizer::load(&path)?,
             None => return Ok(None),
         };
