@@ -1,8 +1,8 @@
 //! One file a command.
 
 mod bench;
-mod convert;
 mod chat;
+mod convert;
 mod eval;
 mod generate;
 mod inspect;

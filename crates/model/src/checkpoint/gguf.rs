@@ -5,8 +5,8 @@ use crate::families;
 use crate::formats::dequantized::{Dequantized, block_name};
 use crate::formats::gguf::{GgufFile, GgufSource, Value, tokenizer};
 use crate::{Error, Result};
-use danaus_tensor::param::TensorSource;
 use danaus_tensor::DType;
+use danaus_tensor::param::TensorSource;
 use serde_json::{Map, Value as Json};
 use std::path::Path;
 use std::sync::Arc;
@@ -46,7 +46,8 @@ pub(super) fn open(path: &Path, dequantize: bool) -> Result<Opened> {
                 eos: described.eos.into_iter().collect(),
                 pad: None,
             };
-            opened.own_tokenizer = Some(described.into_tokenizer().map_err(|error| error.to_string()));
+            opened.own_tokenizer =
+                Some(described.into_tokenizer().map_err(|error| error.to_string()));
         }
         // A model can be looked at and converted without its tokenizer; asking for it tells why not.
         Err(Error::Checkpoint { detail, .. }) => opened.own_tokenizer = Some(Err(detail)),
@@ -67,7 +68,8 @@ fn settings(file: &GgufFile, source: &GgufSource) -> Result<Map<String, Json>> {
     let rows = file.info(EMBEDDING).map(|info| info.shape()[0]);
     fields.insert("vocab_size".into(), rows.into());
     fields.insert("tied".into(), file.info(HEAD).is_none().into());
-    for (fact, tensor) in [("qkv_bias", "blk.0.attn_q.bias"), ("output_bias", "blk.0.attn_output.bias")]
+    for (fact, tensor) in
+        [("qkv_bias", "blk.0.attn_q.bias"), ("output_bias", "blk.0.attn_output.bias")]
     {
         fields.insert(fact.into(), file.info(tensor).is_some().into());
     }

@@ -105,7 +105,8 @@ impl Opened {
             let config = Config::parse(&text, &file)?;
             let (kind, path) = (MODEL_TYPE.to_string(), path.to_path_buf());
             let (family, renamed, stored) = (None, None, stored()?);
-            let quantized = tensors_of(&path)?.names().iter().any(|name| block_name(name).is_some());
+            let quantized =
+                tensors_of(&path)?.names().iter().any(|name| block_name(name).is_some());
             let own_tokenizer = None;
             return Ok(Self {
                 path,
@@ -172,7 +173,8 @@ impl Opened {
         }
         let mut bytes = BTreeMap::new();
         for name in self.stored.names() {
-            if let Some(tensor) = self.stored.tensor(&name)?.filter(|tensor| tensor.dtype().is_float())
+            if let Some(tensor) =
+                self.stored.tensor(&name)?.filter(|tensor| tensor.dtype().is_float())
             {
                 *bytes.entry(tensor.dtype()).or_insert(0) += tensor.bytes();
             }

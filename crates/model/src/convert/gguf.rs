@@ -105,7 +105,8 @@ fn spell(opened: &Opened) -> Result<(String, &'static Family, Map<String, Value>
     {
         // The format keeps the outcome of this rule, a divisor of each frequency.
         let dim = attention.head_dim.unwrap_or(config.d_model / attention.n_heads.max(1));
-        let (theta, dim) = (attention.rope_theta.unwrap_or(1e4), attention.rotary_dim.unwrap_or(dim));
+        let (theta, dim) =
+            (attention.rope_theta.unwrap_or(1e4), attention.rotary_dim.unwrap_or(dim));
         let factors = attention.rope_scaling.as_ref().map(|scaling| scaling.factors(theta, dim));
         attention.rope_scaling = factors.map(|factors| RopeScaling::Factors { factors });
     }
@@ -215,7 +216,8 @@ fn metadata(
 
 /// A setting in the format's usual types: u32, f32.
 fn meta(field: &str, value: &Value) -> Result<MetaValue> {
-    let wrong = || Error::argument("setting", format!("{field} {value}"), "a u32, f32, bool or text");
+    let wrong =
+        || Error::argument("setting", format!("{field} {value}"), "a u32, f32, bool or text");
     Ok(match value {
         Value::Bool(value) => MetaValue::Bool(*value),
         Value::String(text) => MetaValue::Text(text.clone()),

@@ -3,8 +3,8 @@
 use super::*;
 use crate::formats::gguf::{GgufSource, MetaValue};
 use danaus_matrix::SeqBatch;
-use danaus_tensor::param::TensorSource;
 use danaus_tensor::no_grad;
+use danaus_tensor::param::TensorSource;
 use danaus_tensor::safetensors::Checkpoint;
 use danaus_testkit::archive::torch_file;
 use danaus_testkit::{Golden, golden};

@@ -1,9 +1,9 @@
 //! The formats: a valid file of each, how it is damaged, and what reading it means.
 
 use crate::mutate::{self, Random};
-use danaus_model::{Config, families};
 use danaus_model::formats::gguf::{self, GgufSource};
 use danaus_model::formats::torch::TorchSource;
+use danaus_model::{Config, families};
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::safetensors::Checkpoint;
 use danaus_testkit::archive::stored_zip;
@@ -144,8 +144,12 @@ impl Format {
             }
             Self::Gguf => with_file(file, |path| match GgufSource::open(path) {
                 Ok(source) => {
-                    let shown: usize =
-                        source.file().metadata().map(|(_, value)| format!("{value:?}").len()).max().unwrap_or(0);
+                    let shown: usize = source
+                        .file()
+                        .metadata()
+                        .map(|(_, value)| format!("{value:?}").len())
+                        .max()
+                        .unwrap_or(0);
                     let _ = gguf::tokenizer::read(source.file());
                     shown > 0 && read_all(&source)
                 }
@@ -287,7 +291,8 @@ fn pickle(file: &[u8], random: &mut Random) -> Vec<u8> {
         let data = archive.get_entry(entry.wayfinder()).expect("its data").data().to_vec();
         entries.push((name, data));
     }
-    let known: &[u8] = b"\x80\x95(01qrhjcRbQNJKMGX}])tsuae.\x85\x86\x87\x88\x89\x8a\x8c\x8d\x93\x94ioPIl2gp";
+    let known: &[u8] =
+        b"\x80\x95(01qrhjcRbQNJKMGX}])tsuae.\x85\x86\x87\x88\x89\x8a\x8c\x8d\x93\x94ioPIl2gp";
     for (name, data) in &mut entries {
         if name.ends_with("data.pkl") {
             if random.below(3) == 0 {

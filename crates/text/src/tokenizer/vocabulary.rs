@@ -159,7 +159,9 @@ impl Vocabulary {
         }
         let split = split_of(&file)?;
         if model["ignore_merges"] == true && split != Split::Llama3 {
-            return Err(refuse("it ignores merges, which only Llama 3's splitter goes with".into()));
+            return Err(refuse(
+                "it ignores merges, which only Llama 3's splitter goes with".into(),
+            ));
         }
         Ok(Self {
             tokens: tokens_of(&file, tokenizer.vocab_size())?,
@@ -204,7 +206,8 @@ fn split_of(file: &Value) -> Result<Split> {
     };
     let same = |split: &Split| {
         let theirs = split.steps();
-        theirs.len() == steps.len() && theirs.iter().zip(&steps).all(|(a, b)| essence(a) == essence(b))
+        theirs.len() == steps.len()
+            && theirs.iter().zip(&steps).all(|(a, b)| essence(a) == essence(b))
     };
     let found = Split::ALL.into_iter().find(same).ok_or_else(|| {
         refuse(format!(
@@ -308,8 +311,7 @@ mod tests {
     use super::*;
     use crate::tokenizer::{STARCODER_SPECIAL_TOKENS, TrainOptions};
 
-    const TEXT: &str =
-        "fn main() {\r\n\tlet x = 1234.5; // it's  a naïve test'S, we'll\n\n    see   <|endoftext|>é\n";
+    const TEXT: &str = "fn main() {\r\n\tlet x = 1234.5; // it's  a naïve test'S, we'll\n\n    see   <|endoftext|>é\n";
 
     fn trained() -> Vocabulary {
         let special = STARCODER_SPECIAL_TOKENS.iter().map(|token| token.to_string()).collect();
@@ -355,7 +357,9 @@ mod tests {
     fn damaged_lists_are_refused_by_name() {
         let mut twice = trained();
         twice.tokens[5].0 = twice.tokens[4].0.clone();
-        assert!(twice.to_json().unwrap_err().to_string().contains("stands in the vocabulary twice"));
+        assert!(
+            twice.to_json().unwrap_err().to_string().contains("stands in the vocabulary twice")
+        );
         let first = Vocabulary { first: Some(9999), ..trained() };
         assert!(first.to_json().unwrap_err().to_string().contains("bos"));
         let mut merges = trained();

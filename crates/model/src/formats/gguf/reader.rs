@@ -299,7 +299,8 @@ impl GgufFile {
         let mut order: Vec<u32> = (0..self.tensors.len() as u32).collect();
         order.sort_unstable_by_key(|&number| self.tensors[number as usize].data.start);
         for pair in order.windows(2) {
-            let (first, second) = (&self.tensors[pair[0] as usize], &self.tensors[pair[1] as usize]);
+            let (first, second) =
+                (&self.tensors[pair[0] as usize], &self.tensors[pair[1] as usize]);
             if first.data.end > second.data.start {
                 let name = |tensor: &TensorInfo| text_at(&map, &tensor.name).to_string();
                 return Err(Fault::Overlap(name(first), name(second)));
@@ -332,7 +333,8 @@ impl GgufFile {
 
     /// The tensor of that name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        let named = |&number: &u32| text_at(&self.map, &self.tensors[number as usize].name).cmp(name);
+        let named =
+            |&number: &u32| text_at(&self.map, &self.tensors[number as usize].name).cmp(name);
         let place = self.sorted.binary_search_by(named).ok()?;
         self.tensors.get(self.sorted[place] as usize)
     }
@@ -392,8 +394,9 @@ impl GgufFile {
     /// # Errors
     /// When it is of another type.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
-        let number =
-            |value: Value<'_>| value.as_float().or(value.as_integer().map(|integer| integer as f64));
+        let number = |value: Value<'_>| {
+            value.as_float().or(value.as_integer().map(|integer| integer as f64))
+        };
         self.typed(key, "a number", number).map_err(|fault| self.refuse(fault))
     }
 
@@ -402,7 +405,8 @@ impl GgufFile {
     /// # Errors
     /// When it is of another type.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "a truth value", |value| value.as_bool()).map_err(|fault| self.refuse(fault))
+        self.typed(key, "a truth value", |value| value.as_bool())
+            .map_err(|fault| self.refuse(fault))
     }
 
     /// An array of texts, if the key is there.
@@ -410,7 +414,9 @@ impl GgufFile {
     /// # Errors
     /// When it is of another type.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        let texts = |value: Value<'_>| value.as_array()?.iter().map(|item| item.as_str()).collect();
+        fn texts(value: Value<'_>) -> Option<Vec<&str>> {
+            value.as_array()?.iter().map(|item| item.as_str()).collect()
+        }
         self.typed(key, "an array of texts", texts).map_err(|fault| self.refuse(fault))
     }
 

@@ -65,9 +65,8 @@ impl GgufSource {
         }
         let (stem, block) = name.rsplit_once('.')?;
         let block = BlockType::ALL.into_iter().find(|kind| kind.name() == block)?;
-        let quantised = |name: &str| {
-            self.file.info(name).filter(|info| info.kind == TensorType::Block(block))
-        };
+        let quantised =
+            |name: &str| self.file.info(name).filter(|info| info.kind == TensorType::Block(block));
         quantised(&format!("{stem}{WEIGHT}")).or_else(|| quantised(stem))
     }
 }

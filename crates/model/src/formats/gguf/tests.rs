@@ -198,9 +198,12 @@ fn every_value_and_tensor_type_survives() {
     let path = folder.path().join("all.gguf");
     let mut tensors: Vec<TensorPlan> = BlockType::ALL
         .iter()
-        .map(|&block| plan(&format!("{}.weight", block.name()), &[3, 512], TensorType::Block(block)))
+        .map(|&block| {
+            plan(&format!("{}.weight", block.name()), &[3, 512], TensorType::Block(block))
+        })
         .collect();
-    for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64, DType::I8, DType::I32, DType::I64]
+    for dtype in
+        [DType::F32, DType::F16, DType::BF16, DType::F64, DType::I8, DType::I32, DType::I64]
     {
         tensors.push(plan(dtype.name(), &[2, 1, 5], TensorType::Plain(dtype)));
     }

@@ -8,8 +8,8 @@ use super::reader::GgufFile;
 use super::value::ValueType;
 use super::writer::MetaValue;
 use crate::{Error, Result};
-use danaus_text::tokenizer::{Settings, Tokenizer};
 use danaus_text::tokenizer::vocabulary::{Kind, Split, Vocabulary};
+use danaus_text::tokenizer::{Settings, Tokenizer};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -51,11 +51,8 @@ impl Described {
             let bytes = id.map(|id| self.tokenizer.token_bytes(id)).transpose()?;
             Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
         };
-        let mut settings = Settings {
-            bos: spelled(self.bos)?,
-            eos: spelled(self.eos)?,
-            ..Settings::default()
-        };
+        let mut settings =
+            Settings { bos: spelled(self.bos)?, eos: spelled(self.eos)?, ..Settings::default() };
         if let Some(template) = self.chat_template {
             settings.set_template("default", template);
         }
@@ -236,7 +233,9 @@ mod tests {
         assert!(with(TOKENS, None).contains("tokenizer.ggml.tokens is missing"));
         assert!(with(MERGES, Some(MetaValue::texts(["ab"]))).contains("pairs with a blank"));
         assert!(with(MERGES, Some(MetaValue::texts(["a zz"]))).contains("is no token"));
-        assert!(with(TYPES, Some(MetaValue::Array(ValueType::I32, vec![]))).contains("a list of 0"));
+        assert!(
+            with(TYPES, Some(MetaValue::Array(ValueType::I32, vec![]))).contains("a list of 0")
+        );
         let types = vec![MetaValue::I32(7); 384];
         assert!(with(TYPES, Some(MetaValue::Array(ValueType::I32, types))).contains("1 to 6"));
     }

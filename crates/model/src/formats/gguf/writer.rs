@@ -156,7 +156,10 @@ impl TensorPlan {
         let cols = self.shape.last().copied().unwrap_or(0);
         let elements: usize = self.shape.iter().product();
         if !(1..=4).contains(&self.shape.len()) || elements == 0 {
-            return fail(format!("of shape {:?}", self.shape), "1 to 4 sizes, none of them 0".into());
+            return fail(
+                format!("of shape {:?}", self.shape),
+                "1 to 4 sizes, none of them 0".into(),
+            );
         }
         if !cols.is_multiple_of(block) {
             let given = format!("of shape {:?} as {}", self.shape, self.kind.name());

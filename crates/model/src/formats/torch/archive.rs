@@ -85,9 +85,9 @@ fn root(archive: &rawzip::ZipSliceArchive<&[u8]>) -> Result<String, Fault> {
         let entry = entry.map_err(|error| Fault::NotZip(error.to_string()))?;
         let path = entry.file_path();
         let name = std::str::from_utf8(path.as_ref()).unwrap_or_default();
-        let root = name.strip_suffix("data.pkl").filter(|root| {
-            root.ends_with('/') && root.len() > 1 && root.matches('/').count() == 1
-        });
+        let root = name
+            .strip_suffix("data.pkl")
+            .filter(|root| root.ends_with('/') && root.len() > 1 && root.matches('/').count() == 1);
         match (root, &found) {
             (Some(root), None) => found = Some(root.to_string()),
             (Some(root), Some(first)) if root != first => {

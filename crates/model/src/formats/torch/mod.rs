@@ -23,11 +23,11 @@ use danaus_runtime::fs::{self, Mapped};
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::storage::Storage;
 use danaus_tensor::{DType, Device, Tensor};
+use pickle::Loaded;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use pickle::Loaded;
 use value::Value;
 
 /// The only file of an unsharded checkpoint.
@@ -151,7 +151,10 @@ fn entries(file: &[u8]) -> std::result::Result<BTreeMap<String, Entry>, Fault> {
     let mut entries = BTreeMap::new();
     for (key, value) in &arenas.dicts[dict] {
         let Value::Text(name) = key else {
-            return Err(Fault::NotTensor { name: "without a text as name".into(), kind: key.kind() });
+            return Err(Fault::NotTensor {
+                name: "without a text as name".into(),
+                kind: key.kind(),
+            });
         };
         let Value::Tensor(tensor) = value else {
             return Err(Fault::NotTensor { name: name.to_string(), kind: value.kind() });

@@ -170,7 +170,8 @@ impl<'a> Machine<'a> {
 
     fn remember(&mut self, index: u64) -> Result<(), Fault> {
         let value = self.top()?;
-        let index = u32::try_from(index).map_err(|_| self.malformed("a memo number is too large"))?;
+        let index =
+            u32::try_from(index).map_err(|_| self.malformed("a memo number is too large"))?;
         self.charge(1, 2 * size_of::<(u32, Value)>())?;
         self.memo.insert(index, value);
         Ok(())
@@ -333,9 +334,10 @@ impl<'a> Machine<'a> {
             (Global::RebuildTensor, Some([storage, offset, shape, strides, _, _])) => {
                 self.tensor(*storage, *offset, *shape, *strides)
             }
-            (Global::RebuildTensor, Some([storage, offset, shape, strides, _, _, Value::Dict(_)])) => {
-                self.tensor(*storage, *offset, *shape, *strides)
-            }
+            (
+                Global::RebuildTensor,
+                Some([storage, offset, shape, strides, _, _, Value::Dict(_)]),
+            ) => self.tensor(*storage, *offset, *shape, *strides),
             (Global::RebuildParameter, Some([Value::Tensor(tensor), _, _])) => {
                 self.push(Value::Tensor(*tensor))
             }
@@ -363,7 +365,8 @@ impl<'a> Machine<'a> {
     fn persistent(&mut self) -> Result<(), Fault> {
         let id = self.pop()?;
         let fields = self.arenas.tuple(id);
-        let Some(&[Value::Text("storage"), global, Value::Text(key), _, Value::Int(elements)]) = fields
+        let Some(&[Value::Text("storage"), global, Value::Text(key), _, Value::Int(elements)]) =
+            fields
         else {
             return Err(self.malformed("a reference that is no storage"));
         };

@@ -69,7 +69,8 @@ fn files_of_torch_hold_what_torch_says() {
 fn whole_tensors_are_views_of_the_file() {
     let file = TorchFile::open(folder().join("state.bin")).unwrap();
     let map = file.map.as_ptr_range();
-    for (name, mapped) in [("whole", true), ("tied", true), ("transposed", false), ("part", false)] {
+    for (name, mapped) in [("whole", true), ("tied", true), ("transposed", false), ("part", false)]
+    {
         let tensor = file.read(&file.entries()[name]).unwrap();
         assert_eq!(map.contains(&tensor.as_bytes().unwrap().as_ptr()), mapped, "{name}");
     }
@@ -78,7 +79,8 @@ fn whole_tensors_are_views_of_the_file() {
 #[test]
 fn module_metadata_is_left_out() {
     let file = TorchFile::open(folder().join("module.bin")).unwrap();
-    let shapes: Vec<_> = file.entries().iter().map(|(n, e)| (n.as_str(), e.shape.clone())).collect();
+    let shapes: Vec<_> =
+        file.entries().iter().map(|(n, e)| (n.as_str(), e.shape.clone())).collect();
     assert_eq!(shapes, [("bias", vec![2]), ("weight", vec![2, 3])]);
 }
 
@@ -132,10 +134,7 @@ fn damaged_archives_are_refused_by_name() {
         refused(&[("x/byteorder", b"big"), ("x/data.pkl", &good), data]),
         Fault::ByteOrder("big".into())
     );
-    assert_eq!(
-        refused(&[("x/constants.pkl", b""), ("x/data.pkl", &good)]),
-        Fault::TorchScript
-    );
+    assert_eq!(refused(&[("x/constants.pkl", b""), ("x/data.pkl", &good)]), Fault::TorchScript);
     let mut compressed = stored_zip(&[("x/data.pkl", &good), data]);
     let entry = compressed.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap();
     compressed[entry + 10] = 8;
@@ -148,12 +147,12 @@ fn damaged_archives_are_refused_by_name() {
 
 #[test]
 fn views_outside_of_their_storage_are_refused() {
-    let why = |elements, offset, shape: &[u8], strides: &[u8]| {
-        match with_pickle(&one_tensor("0", elements, offset, shape, strides)) {
-            Err(Fault::Tensor { why, .. }) => why,
-            Ok(_) => "accepted".into(),
-            Err(other) => other.to_string(),
-        }
+    let why = |elements, offset, shape: &[u8], strides: &[u8]| match with_pickle(&one_tensor(
+        "0", elements, offset, shape, strides,
+    )) {
+        Err(Fault::Tensor { why, .. }) => why,
+        Ok(_) => "accepted".into(),
+        Err(other) => other.to_string(),
     };
     assert_eq!(why(8, 0, &[4, 2], &[1, 4]), "accepted");
     assert_eq!(why(8, 7, &[], &[]), "accepted");
@@ -162,10 +161,7 @@ fn views_outside_of_their_storage_are_refused() {
     assert_eq!(why(8, 0, &[2, 2], &[7, 1]), "reaches beyond its storage of 8 elements");
     assert_eq!(why(8, 0, &[9], &[0]), "has more elements than its storage of 8");
     assert_eq!(why(8, 0, &[255; 16], &[255; 16]), "has more elements than its storage of 8");
-    assert_eq!(
-        why(8, 0, &[2, 4], &[4]),
-        "has another number of strides than of dimensions"
-    );
+    assert_eq!(why(8, 0, &[2, 4], &[4]), "has another number of strides than of dimensions");
     assert_eq!(why(9, 0, &[2, 4], &[4, 1]), "storage 0 has 32 bytes, the pickle says 36");
     assert!(why(8, 0, &[1; 17], &[1; 17]).contains("no tuple of up to 16 dimensions"));
 }
@@ -236,7 +232,8 @@ fn shards_are_joined_and_checked() {
     let shard = |name: &str, key: &str| {
         let pickle = one_tensor(key, 8, 0, &[8], &[1]);
         let data = format!("x/data/{key}");
-        std::fs::write(at(name), stored_zip(&[("x/data.pkl", &pickle), (&data, &[0; 32])])).unwrap();
+        std::fs::write(at(name), stored_zip(&[("x/data.pkl", &pickle), (&data, &[0; 32])]))
+            .unwrap();
     };
     shard("a.bin", "0");
     let index = |map: &str| {

@@ -80,9 +80,11 @@ fn magic_and_version() {
 
 #[test]
 fn every_cut_is_an_error() {
-    let hand = Hand::good()
-        .key("general.name", 8, &text(b"x"))
-        .key("list", 9, &[&5u32.to_le_bytes()[..], &2u64.to_le_bytes(), &[0; 8]].concat());
+    let hand = Hand::good().key("general.name", 8, &text(b"x")).key(
+        "list",
+        9,
+        &[&5u32.to_le_bytes()[..], &2u64.to_le_bytes(), &[0; 8]].concat(),
+    );
     let bytes = hand.bytes();
     assert!(parse_bytes(&bytes).is_ok());
     for len in 0..bytes.len() {
@@ -105,15 +107,9 @@ fn counts_are_checked_against_the_length_and_limits() {
 #[test]
 fn keys_and_values() {
     let good = Hand::good;
-    assert_eq!(
-        good().key("a", 13, &[]).fault(),
-        Fault::ValueType { key: "a".into(), found: 13 }
-    );
+    assert_eq!(good().key("a", 13, &[]).fault(), Fault::ValueType { key: "a".into(), found: 13 });
     assert_eq!(good().key("b", 7, &[2]).fault(), Fault::Truth { key: "b".into(), found: 2 });
-    assert_eq!(
-        good().key("c", 0, &[1]).key("c", 0, &[1]).fault(),
-        Fault::DuplicateKey("c".into())
-    );
+    assert_eq!(good().key("c", 0, &[1]).key("c", 0, &[1]).fault(), Fault::DuplicateKey("c".into()));
     assert!(matches!(
         good().key("", 0, &[1]).fault(),
         Fault::NameLength { what: "a key", len: 0, .. }
