@@ -63,7 +63,7 @@ fn text_that_is_not_utf8() {
     refused(&base, &["latin.rs", "offset 6"]);
     succeed(&[&base[..], &["--not-utf8", "bytes"]].concat());
     let model = place.at("bytes/model");
-    let base = ["eval", "ppl", "--model", &model, "--context", "64", "--text", &data];
+    let base = ["eval", "ppl", "--model", &model, "--window", "64", "--text", &data];
     refused(&base, &["latin.rs", "offset 6"]);
     succeed(&[&base[..], &["--not-utf8", "bytes"]].concat());
     let out = place.at("quick");
@@ -169,8 +169,8 @@ fn prompts_and_sampling() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--top-k"));
     let text = place.at("data");
-    let long = ["eval", "ppl", "--model", &model, "--text", &text, "--context", "65"];
-    refused(&long, &["--context is 65, valid is at most 64"]);
+    let long = ["eval", "ppl", "--model", &model, "--text", &text, "--window", "65"];
+    refused(&long, &["window is 65, valid is 2..=64 (max_positions)"]);
 }
 
 #[test]

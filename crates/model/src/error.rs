@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Result with this crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong with models.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,32 @@ pub enum Error {
         sum: String,
         /// Bytes available, in words.
         available: String,
+    },
+    /// A GGUF file is refused.
+    #[error("{path}: {fault}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::formats::gguf::Fault,
+    },
+    /// A PyTorch file is refused.
+    #[error("{path}: {fault}")]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::formats::torch::Fault,
+    },
+    /// A field of another project's config has no place in ours.
+    #[error("{field} is {given}, valid is {valid}")]
+    Field {
+        /// Which field, with its section.
+        field: String,
+        /// The value.
+        given: String,
+        /// What would be valid.
+        valid: String,
     },
     /// A request cannot be honoured.
     #[error("{arg} is {given}, valid is {valid}")]

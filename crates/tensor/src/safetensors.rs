@@ -229,6 +229,10 @@ impl TensorSource for Checkpoint {
         self.place.get(name).map(|&file| self.files[file].tensor(name)).transpose()
     }
 
+    fn contains(&self, name: &str) -> Result<bool> {
+        Ok(self.place.contains_key(name))
+    }
+
     fn names(&self) -> Vec<String> {
         self.place.keys().cloned().collect()
     }
@@ -237,6 +241,10 @@ impl TensorSource for Checkpoint {
 impl TensorSource for BTreeMap<String, Tensor> {
     fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         Ok(self.get(name).cloned())
+    }
+
+    fn contains(&self, name: &str) -> Result<bool> {
+        Ok(self.contains_key(name))
     }
 
     fn names(&self) -> Vec<String> {

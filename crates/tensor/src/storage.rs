@@ -57,6 +57,17 @@ impl Storage {
         buffer.map(|b| Self::Cpu(CpuBuffer(b))).ok_or_else(|| memory_error(bytes))
     }
 
+    /// Memory of the processor that `fill` writes, from zero bytes; for readers of files.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with what was asked for.
+    pub fn filled(bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<Self> {
+        let buffer = Buffer::zeroed(bytes).ok_or_else(|| memory_error(bytes))?;
+        // SAFETY: the buffer is owned, `bytes` long and initialised.
+        fill(unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), bytes) });
+        Ok(Self::Cpu(CpuBuffer(buffer)))
+    }
+
     /// A view of a mapped file; `None` if the range is outside or the start not aligned to `align`.
     pub fn mapped(file: Arc<Mapped>, start: usize, len: usize, align: usize) -> Option<Self> {
         let bytes = file.get(start..start.checked_add(len)?)?;

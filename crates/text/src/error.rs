@@ -36,6 +36,33 @@ pub enum Error {
         /// The sentinels that were not found, in StarCoder's spelling.
         missing: Vec<&'static str>,
     },
+    /// A companion file of a tokenizer is malformed.
+    #[error("{}: {problem}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// Which entry, what it is, what is valid.
+        problem: String,
+    },
+    /// A chat template refused the conversation; the message is the template's own.
+    #[error("{0}")]
+    Refused(String),
+    /// A chat template is malformed, or does what templates may not.
+    #[error("chat template{}: {problem}", line.map_or(String::new(), |line| format!(", line {line}")))]
+    Template {
+        /// Where, if it is known.
+        line: Option<usize>,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A chat message is malformed.
+    #[error("message {index}: {problem}")]
+    Message {
+        /// Its place in the list, from 0.
+        index: usize,
+        /// What is wrong and what is valid.
+        problem: String,
+    },
     /// An argument outside of its valid range.
     #[error("argument `{name}` is {given}; valid: {valid}")]
     Argument {

@@ -2,6 +2,7 @@
 //!
 //! * [`tokenizer`]: byte-level BPE (loading, training, encoding, streaming decoding, bytes per
 //!   token).
+//! * [`chat`]: conversations as text, by the template of a model.
 //! * [`fim`]: fill-in-the-middle rearrangement of documents and prompts.
 //! * [`corpus`]: gathering, filtering and splitting of source code and prose.
 //! * [`pack`], [`shard`]: tokenised documents in memory and on disk.
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod baseline;
+pub mod chat;
 pub mod corpus;
 pub mod digest;
 mod error;

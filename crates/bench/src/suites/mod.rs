@@ -5,8 +5,10 @@
 
 mod attention;
 mod elementwise;
+pub mod generate;
 mod matmul;
 mod model;
+mod scan;
 mod ssd;
 
 use crate::measure::{Budget, Times, Variant, interleave, timed};
@@ -50,6 +52,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "elementwise", summary: "add, exp, softmax", cases: elementwise::cases },
     Suite { name: "matmul", summary: "matrix products of 1024^3", cases: matmul::cases },
     Suite { name: "model", summary: "training steps of small models", cases: model::cases },
+    Suite { name: "scan", summary: "selective scan of Mamba-1", cases: scan::cases },
     Suite { name: "ssd", summary: "state space duality, forward", cases: ssd::cases },
 ];
 
@@ -106,7 +109,8 @@ impl Row {
 /// When there is none of that name; the message lists them.
 pub fn find(name: &str) -> Result<Suite> {
     SUITES.iter().find(|suite| suite.name == name).copied().ok_or_else(|| {
-        let names: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
+        let names = SUITES.iter().map(|suite| suite.name).chain(["generate", "all"]);
+        let names: Vec<&str> = names.collect();
         Error::UnknownSuite { given: name.to_string(), valid: names.join(", ") }
     })
 }

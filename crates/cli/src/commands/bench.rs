@@ -2,17 +2,20 @@
 
 use clap::Args;
 use danaus::bench::roofline::Roofline;
+use danaus::bench::suites::generate::{self, GenerateCase, GenerateRow};
 use danaus::bench::suites::{self, Request, Row, SUITES};
 use danaus::runtime::{simd, threads};
+use danaus::tensor::DType;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Args)]
-#[command(after_help = "Example: danaus bench attention --peers\n\
+#[command(after_help = "Examples:\n  danaus bench attention --peers\n  \
+                        danaus bench generate --shape llama-130m --batch 1,8\n\
                         Peers need a Python with PyTorch; name it with DANAUS_PYTHON.")]
 pub struct BenchArgs {
-    /// Suite, or all
+    /// Suite, or all; `generate` measures whole models and is not part of all
     #[arg(default_value = "all")]
     suite: String,
     /// Only cases whose name contains this
@@ -24,6 +27,15 @@ pub struct BenchArgs {
     /// Folder with the peers' scripts
     #[arg(long, default_value = "benches/peers", value_name = "FOLDER")]
     peers_dir: PathBuf,
+    /// Model shape of `generate`: llama-130m, mamba2-130m, llama-1b
+    #[arg(long, default_value = "llama-130m")]
+    shape: String,
+    /// Type of weights and activations of `generate`
+    #[arg(long, default_value = "f32")]
+    dtype: DType,
+    /// Sequences at a time of `generate`
+    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    batch: Vec<usize>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -32,6 +44,7 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let chosen = match args.suite.as_str() {
         "all" => SUITES.to_vec(),
+        "generate" => Vec::new(),
         name => vec![suites::find(name)?],
     };
     let roofline = Roofline::measure();
@@ -46,6 +59,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let request =
         Request { filter: &args.filter, peers: args.peers.then_some(args.peers_dir.as_path()) };
     let print = if args.json { print_json } else { print_row };
+    if args.suite == "generate" {
+        for &batch in &args.batch {
+            let case = GenerateCase { shape: args.shape.clone(), dtype: args.dtype, batch };
+            print_generate(&generate::measure(&case, roofline)?, args.json);
+        }
+    }
     for suite in chosen {
         suites::run(suite, &request, roofline, print)?;
     }
@@ -87,4 +106,27 @@ fn print_json(row: &Row) {
         "ratio": row.ratio(),
     });
     println!("{object}");
+}
+
+fn print_generate(row: &GenerateRow, as_json: bool) {
+    let GenerateCase { shape, dtype, batch } = &row.case;
+    let (step, products) = (milliseconds(row.step), milliseconds(row.products));
+    if as_json {
+        let object = json!({
+            "shape": shape, "dtype": dtype.to_string(), "batch": batch,
+            "parameters": row.parameters, "prefill_tokens_per_s": row.prefill_rate,
+            "prefill_of_peak": row.prefill_of_peak, "decode_tokens_per_s": row.decode_rate,
+            "step_ms": step, "products_ms": products, "bytes": row.bytes,
+            "of_bandwidth": row.of_bandwidth,
+        });
+        return println!("{object}");
+    }
+    println!(
+        "{shape} {dtype} batch {batch}: prefill {:.0} tokens/s ({:.0} % of peak), decode {:.1} \
+         tokens/s, step {step:.2} ms (products alone {products:.2} ms), {:.0} % of copy bandwidth",
+        row.prefill_rate,
+        100.0 * row.prefill_of_peak,
+        row.decode_rate,
+        100.0 * row.of_bandwidth
+    );
 }

@@ -5,10 +5,10 @@ use crate::failure::BadInput;
 use clap::{Args, Subcommand};
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
-use danaus::model::eval;
+use danaus::model::eval::{self, Windows};
 use danaus::tensor::DType;
 use danaus::tensor::safetensors::{TensorFile, save};
-use danaus::train::tasks::lm::run::evaluate_file;
+use danaus::text::corpus::{Corpus, GatherOptions, Source};
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,7 +18,8 @@ use std::process::ExitCode;
 pub enum EvalCommand {
     /// Perplexity and bits per byte on a text file
     #[command(
-        after_help = "Example: danaus eval ppl --model runs/quickstart/model --text src/lib.rs"
+        after_help = "Example: danaus eval ppl --model runs/quickstart/model --text src/lib.rs \
+                      --window 512 --stride 256"
     )]
     Ppl(PplArgs),
     /// Logits for token ids from a file
@@ -36,9 +37,12 @@ pub struct PplArgs {
     /// Text file or folder
     #[arg(long, value_name = "PATH")]
     text: PathBuf,
-    /// Tokens of context (default: 512, or what the model takes)
+    /// Tokens that are looked at together (default: 512, or as many as the model takes)
     #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    window: Option<usize>,
+    /// How far a window moves; each token is predicted once (default: half a window)
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
     /// Files that are not UTF-8: refuse (with the offset), skip, or bytes
     #[arg(long, default_value = "refuse")]
     not_utf8: NotUtf8Option,
@@ -71,16 +75,27 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
         EvalCommand::Ppl(args) => {
             let model = Model::load(&args.model, Compute::default())?;
             let most = model.decoder.config().max_positions;
-            let context = args.context.unwrap_or(most.min(512));
-            let found = evaluate_file(model, &args.text, context, args.not_utf8.into())?;
-            let (loss, bits) = (found.loss, found.bits_per_byte.unwrap_or(f64::NAN));
-            let perplexity = loss.exp();
+            let window = args.window.unwrap_or(most.min(512));
+            let windows = Windows { window, stride: args.stride.unwrap_or(window / 2) };
+            let mut options = GatherOptions::new(Source::Path(args.text.clone()));
+            options.not_utf8 = args.not_utf8.into();
+            let documents = Corpus::gather(&options)?.documents;
+            let texts: Vec<&[u8]> = documents.iter().map(|document| &document.bytes[..]).collect();
+            let found = eval::perplexity(&model.decoder, model.tokenizer()?, &texts, windows)?;
+            let (loss, bits) = (found.loss(), found.bits_per_byte());
+            let perplexity = found.perplexity();
             if args.json {
-                let row = json!({"loss": loss, "perplexity": perplexity, "bits_per_byte": bits});
+                let row = json!({
+                    "loss": loss, "perplexity": perplexity, "bits_per_byte": bits,
+                    "tokens": found.tokens, "bytes": found.bytes,
+                    "window": windows.window, "stride": windows.stride,
+                });
                 println!("{row}");
             } else {
                 println!(
-                    "loss {loss:.4} nats, perplexity {perplexity:.3}, {bits:.4} bits per byte"
+                    "loss {loss:.4} nats per token, perplexity {perplexity:.3}, \
+                     {bits:.4} bits per byte ({} tokens)",
+                    found.tokens
                 );
             }
         }

@@ -1,13 +1,14 @@
 //! `danaus generate`.
 
+use super::sampling::SamplingArgs;
 use crate::failure::BadInput;
-use anyhow::Context;
 use clap::Args;
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
-use danaus::model::generate::{Completion, Request, Sampling, generate};
+use danaus::model::generate::{
+    Batching, Completion, Generator, Identity, Prompt, PromptText, Request, State, Timings, read,
+};
 use danaus::text::fim::{Fim, FimOptions, Order};
-use danaus::text::tokenizer::Tokenizer;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,122 +17,177 @@ use std::process::ExitCode;
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  danaus generate --model runs/quickstart/model --prompt 'fn main() {'\n  \
+                        danaus generate --model M --prompt 'A' --prompt 'B' -n 32 --temperature 0 --json\n  \
+                        danaus generate --model M --prompt 'Long text' --save-state s.safetensors -n 0\n  \
+                        danaus generate --model M --load-state s.safetensors --prompt ' goes on'\n  \
                         danaus generate --model runs/quickstart/model --fim 'fn len(&self) -> usize {' '}'"
 )]
 pub struct GenerateArgs {
     /// Model folder
     #[arg(long, value_name = "FOLDER")]
     model: PathBuf,
-    /// Text to continue
-    #[arg(long, conflicts_with_all = ["prompt_ids", "fim"])]
-    prompt: Option<String>,
+    /// Text to continue; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// File with a prompt a line: text, or JSON in a .jsonl file (string, or prompt | prompt_ids, seed)
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
     /// Token ids to continue, separated by commas
-    #[arg(long, value_delimiter = ',', conflicts_with = "fim")]
+    #[arg(long, value_delimiter = ',')]
     prompt_ids: Option<Vec<u32>>,
     /// Text before and after a gap to fill
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
     fim: Option<Vec<String>>,
-    /// Tokens to write at most (default: 64, or what the model has room for)
-    #[arg(short = 'n', long, value_name = "N")]
-    max_tokens: Option<usize>,
-    /// 0 takes the likeliest token
-    #[arg(long, default_value_t = 0.7, allow_hyphen_values = true, value_name = "X")]
-    temperature: f64,
-    /// Keep the K most probable tokens; 0 keeps all
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    top_k: usize,
-    /// Keep the most probable tokens up to this sum
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
-    top_p: f64,
-    /// Keep tokens at least this fraction as probable as the first
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
-    min_p: f64,
-    /// Above 1 makes tokens seen before less likely
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
-    repetition_penalty: f64,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
-    /// Go on after the end of a text
-    #[arg(long)]
-    ignore_eos: bool,
-    /// Print tokens, log-probabilities and text as JSON
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Texts per prompt, each from its own stream of the seed
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    completions: usize,
+    /// Report the K most probable tokens at each place (in JSON)
+    #[arg(long, default_value_t = 0, value_name = "K", requires = "json")]
+    logprobs: usize,
+    /// Sequences that run at a time
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    max_batch: usize,
+    /// Tokens of a pass; longer prompts are read in pieces
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    batch_tokens: usize,
+    /// Go on from a saved state
+    #[arg(long, value_name = "FILE")]
+    load_state: Option<PathBuf>,
+    /// Save the state after the prompt (one prompt only)
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
+    /// Print one JSON object per text
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let model = Model::load(&args.model, Compute::default())?;
-    let (prompt, stop) = prompt(args, &model)?;
-    let tokenizer = model.tokenizer.as_ref();
-    let vocab_size = model.decoder.config().vocab_size;
-    let room = model.decoder.config().max_positions.saturating_sub(prompt.len());
-    let request = Request {
-        prompts: vec![prompt],
-        max_tokens: args.max_tokens.unwrap_or(room.clamp(1, 64)),
-        sampling: Sampling {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            repetition_penalty: args.repetition_penalty,
-            seed: args.seed,
-        },
-        stop: if args.ignore_eos { Vec::new() } else { stop },
-        vocab_size: tokenizer.map_or(vocab_size, Tokenizer::vocab_size),
-    };
+    let (mut prompts, extra_stop) = prompts(args, &model)?;
+    let batching = Batching { max_sequences: args.max_batch, max_tokens: args.batch_tokens };
+    let mut base = args.sampling.request(&model, &args.model, &extra_stop)?;
+    base.completions = args.completions;
+    base.top_log_probs = args.logprobs;
+    with_states(args, &model, &mut prompts, &mut base, batching)?;
+    let requests: Vec<Request> = prompts
+        .iter()
+        .map(|prompt| {
+            let mut request = base.clone();
+            request.sampling.seed = prompt.seed.unwrap_or(request.sampling.seed);
+            request.prompts = vec![prompt.encode(model.tokenizer.as_ref())?];
+            Ok(request)
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let generator = Generator::new(&model.decoder, &requests, batching)?;
     let mut out = std::io::stdout().lock();
-    let mut stream = tokenizer.filter(|_| !args.json).map(|tokenizer| tokenizer.detokenizer(true));
-    if let Some(prompt) = args.prompt.as_ref().filter(|_| !args.json) {
-        write!(out, "{prompt}")?;
+    let streams = !args.json && requests.len() * args.completions == 1;
+    if let (true, [text]) = (streams, &args.prompt[..]) {
+        write!(out, "{text}")?;
     }
-    let mut failed = Ok(());
-    let completions = generate(&model.decoder, &request, |_, token| {
-        if let Some(stream) = &mut stream {
-            failed = stream.push(token).map_err(anyhow::Error::from).and_then(|text| {
-                write!(out, "{text}")?;
-                Ok(out.flush()?)
-            });
+    let mut written = Ok(());
+    let (completions, timings) = generator.run(|_, piece| {
+        if streams && written.is_ok() {
+            written = write!(out, "{}", piece.text).and_then(|()| out.flush());
         }
     })?;
-    failed?;
-    let completion = completions.into_iter().next().context("no completion")?;
-    match stream {
-        Some(stream) => writeln!(out, "{}", stream.finish())?,
-        None => writeln!(out, "{}", describe(args, &completion, tokenizer)?)?,
+    written?;
+    tracing::info!(prompt = timings.prompt_rate(), decode = timings.decode_rate(), "tokens/s");
+    for (index, completion) in completions.iter().enumerate() {
+        let request = &requests[index / args.completions];
+        if args.json {
+            writeln!(out, "{}", describe(index, args, request, completion, &timings))?;
+        } else if streams && request.tokenizer.is_some() {
+            writeln!(out)?;
+        } else {
+            let ids: Vec<String> = completion.tokens.iter().map(u32::to_string).collect();
+            let known = request.tokenizer.is_some();
+            let text = if known { completion.text.clone() } else { ids.join(",") };
+            writeln!(out, "--- {} ({})\n{text}", index, completion.finish.name())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prompt tokens, and the tokens that end the text.
-fn prompt(args: &GenerateArgs, model: &Model) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
-    let end = || model.tokenizer.as_ref().and_then(Tokenizer::end_of_text).into_iter().collect();
-    if let Some(ids) = &args.prompt_ids {
-        return Ok((ids.clone(), end()));
+/// Prompts, and tokens that end these texts beside the usual ones.
+fn prompts(args: &GenerateArgs, model: &Model) -> anyhow::Result<(Vec<Prompt>, Vec<u32>)> {
+    let mut prompts: Vec<Prompt> = args.prompt.iter().map(|text| Prompt::text(text)).collect();
+    prompts.extend(args.prompt_ids.clone().map(Prompt::ids));
+    if let Some(path) = &args.prompts_file {
+        prompts.extend(Prompt::read_file(path)?);
     }
+    let mut stop = Vec::new();
     if let Some([before, after]) = args.fim.as_deref() {
         let fim = Fim::new(model.tokenizer()?, FimOptions::default())?;
-        return Ok((fim.prompt(before, after, Order::Psm)?, fim.stop_tokens()));
+        prompts.push(Prompt::ids(fim.prompt(before, after, Order::Psm)?));
+        stop = fim.stop_tokens();
     }
-    let Some(text) = &args.prompt else {
-        return Err(BadInput("give --prompt, --prompt-ids or --fim".into()).into());
+    if prompts.is_empty() && args.load_state.is_some() {
+        prompts.push(Prompt::ids(Vec::new()));
+    }
+    if prompts.is_empty() {
+        let message = "give --prompt, --prompts-file, --prompt-ids, --fim or --load-state";
+        return Err(BadInput(message.into()).into());
+    }
+    Ok((prompts, stop))
+}
+
+/// Loads the state to begin from, and saves the one after the prompt, which is then not read again.
+fn with_states(
+    args: &GenerateArgs,
+    model: &Model,
+    prompts: &mut [Prompt],
+    base: &mut Request,
+    batching: Batching,
+) -> anyhow::Result<()> {
+    if args.load_state.is_none() && args.save_state.is_none() {
+        return Ok(());
+    }
+    let tokenizer = model.tokenizer.as_ref();
+    let identity = Identity::of(&model.decoder, tokenizer)?;
+    if let Some(path) = &args.load_state {
+        base.start = Some(State::load(path, &model.decoder, &identity)?);
+    }
+    let Some(path) = &args.save_state else { return Ok(()) };
+    let [prompt] = prompts else {
+        let message = format!("--save-state takes one prompt, not {}", prompts.len());
+        return Err(BadInput(message).into());
     };
-    Ok((model.tokenizer()?.encode_ordinary(text)?, end()))
+    let ids = prompt.encode(tokenizer)?;
+    if !ids.is_empty() || base.start.is_none() {
+        base.start = Some(read(&model.decoder, &ids, base.start.as_ref(), batching)?);
+    }
+    prompt.text = PromptText::Ids(Vec::new());
+    if let Some(state) = &base.start {
+        state.save(path, &identity)?;
+    }
+    Ok(())
 }
 
 fn describe(
+    index: usize,
     args: &GenerateArgs,
+    request: &Request,
     completion: &Completion,
-    tokenizer: Option<&Tokenizer>,
-) -> anyhow::Result<String> {
-    let text = tokenizer.map(|tokenizer| tokenizer.decode(&completion.tokens, true)).transpose()?;
-    if args.json {
-        return Ok(json!({
-            "tokens": completion.tokens, "log_probs": completion.log_probs, "text": text,
-            "stopped": completion.stopped, "seed": args.seed,
-        })
-        .to_string());
+    timings: &Timings,
+) -> serde_json::Value {
+    let before = request.start.as_ref().map_or(0, |start| start.tokens().len());
+    let text = request.tokenizer.as_ref().map(|_| &completion.text);
+    let mut object = json!({
+        "prompt": index / args.completions, "completion": index % args.completions,
+        "prompt_tokens": before + request.prompts[0].len(),
+        "tokens": completion.tokens, "log_probs": completion.log_probs, "text": text,
+        "finish_reason": completion.finish.name(), "seed": request.sampling.seed,
+        "timings": {
+            "prompt_tokens": timings.prompt_tokens, "prompt_seconds": timings.prompt_seconds,
+            "prompt_tokens_per_s": timings.prompt_rate(),
+            "new_tokens": timings.new_tokens, "decode_seconds": timings.decode_seconds,
+            "decode_tokens_per_s": timings.decode_rate(),
+        },
+    });
+    if args.logprobs > 0 {
+        object["top_log_probs"] = json!(completion.top_log_probs);
     }
-    let ids: Vec<String> = completion.tokens.iter().map(u32::to_string).collect();
-    Ok(text.unwrap_or_else(|| ids.join(",")))
+    object
 }

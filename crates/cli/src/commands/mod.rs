@@ -1,11 +1,14 @@
 //! One file a command.
 
 mod bench;
+mod chat;
+mod convert;
 mod eval;
 mod generate;
 mod inspect;
 mod op;
 mod quickstart;
+mod sampling;
 mod selftest;
 mod systems;
 mod tokenizer;
@@ -23,13 +26,17 @@ pub enum Command {
     Train(train::TrainArgs),
     /// Continue a text, or fill a gap in one
     Generate(generate::GenerateArgs),
+    /// Talk to a model
+    Chat(chat::ChatArgs),
     /// Measure a model: bits per byte, or logits into a file
     #[command(subcommand, after_help = "Example: danaus eval ppl --model M --text src/lib.rs")]
     Eval(eval::EvalCommand),
-    /// Train a tokenizer
+    /// Train a tokenizer, or look through its eyes
     #[command(subcommand, after_help = "Example: danaus tokenizer train --data src --out t.json")]
     Tokenizer(tokenizer::TokenizerCommand),
-    /// Say what a model folder or tensor file holds
+    /// Convert a model to another format, quantised or not
+    Convert(convert::ConvertArgs),
+    /// Say what a model folder, GGUF, PyTorch or tensor file holds, and what is wrong with it
     Inspect(inspect::InspectArgs),
     /// List operators, or run one on tensors from a file
     #[command(subcommand, after_help = "Example: danaus op list attention")]
@@ -48,8 +55,10 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command),
+        Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
         Command::Bench(args) => bench::run(&args),

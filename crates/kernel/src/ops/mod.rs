@@ -8,8 +8,10 @@ pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod norm;
+pub mod quantized;
 pub mod rms_norm_gated;
 pub mod rotary;
+pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
 
@@ -24,8 +26,10 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     embedding::SPECS,
     linear::SPECS,
     norm::SPECS,
+    quantized::SPECS,
     rms_norm_gated::SPECS,
     rotary::SPECS,
+    selective_scan::SPECS,
     softmax::SPECS,
     ssd::SPECS,
 ];

@@ -1,27 +1,156 @@
-//! Keys and values of one sequence in one layer.
+//! Keys and values of the sequences of one layer, in pages.
+//!
+//! All sequences of a pool share one [`Arena`] a layer: `[pages, 16, kv_heads, head_dim]` each for keys
+//! and values. A sequence is a list of pages, so one attention call serves any number of them, a cache
+//! grows by a page instead of by a copy of itself, and a snapshot shares its pages until somebody
+//! writes into one (only a last, partly filled page is ever copied). The arena itself doubles when it
+//! is full.
 
 use danaus_kernel::ops::attention::{CacheOptions, KvCache, NewKeys, attention_kvcache};
-use danaus_tensor::{DType, Device, Result, Tensor};
+use danaus_tensor::{DType, Device, Element, Error, Result, Tensor};
+use half::bf16;
 use std::hash::Hasher;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Tokens that a new cache has room for; it doubles when full.
-const FIRST_CAPACITY: usize = 64;
+/// Tokens of a page.
+pub const PAGE: usize = 16;
+/// Pages of a new arena.
+const FIRST_PAGES: usize = 8;
 
-/// A growing cache, `[1, capacity, kv_heads, head_dim]` each for keys and values.
-#[derive(Clone)]
-pub struct KvState {
+/// The pages of one layer.
+struct Arena {
     cache: KvCache,
+    /// How many sequences and snapshots hold each page.
+    holders: Vec<u32>,
+    free: Vec<u32>,
+}
+
+/// The pages of one sequence in one layer.
+pub struct KvState {
+    arena: Arc<Mutex<Arena>>,
+    pages: Vec<u32>,
     len: usize,
 }
 
+/// Runs `$body` with `$T` as the element type of a cache.
+macro_rules! with_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::BF16 => {
+                type $T = bf16;
+                $body
+            }
+            other => {
+                return Err(Error::dtype("kv state", "cache", other, "f64, f32 or bf16"));
+            }
+        }
+    };
+}
+
+impl Arena {
+    fn page_len(&self) -> [usize; 2] {
+        [&self.cache.k, &self.cache.v].map(|tensor| tensor.dims()[1..].iter().product())
+    }
+
+    /// A page that nobody holds.
+    fn take(&mut self) -> Result<u32> {
+        if self.free.is_empty() {
+            self.grow()?;
+        }
+        let page = self.free.pop().ok_or_else(|| Error::internal("a grown arena has no page"))?;
+        self.holders[page as usize] = 1;
+        Ok(page)
+    }
+
+    fn grow(&mut self) -> Result<()> {
+        let count = self.holders.len();
+        let more = count.max(FIRST_PAGES);
+        for tensor in [&mut self.cache.k, &mut self.cache.v] {
+            let mut dims = tensor.dims().to_vec();
+            dims[0] = more;
+            let room = Tensor::zeros(dims, tensor.dtype(), &Device::Cpu)?;
+            *tensor = if count == 0 { room } else { Tensor::cat(&[tensor, &room], 0)? };
+        }
+        self.holders.resize(count + more, 0);
+        // Pages are handed out from the end of the list: lower ones first.
+        self.free.extend((count as u32..(count + more) as u32).rev());
+        Ok(())
+    }
+
+    fn hold(&mut self, pages: &[u32]) {
+        pages.iter().for_each(|&page| self.holders[page as usize] += 1);
+    }
+
+    fn let_go(&mut self, pages: &[u32]) {
+        for &page in pages {
+            let holders = &mut self.holders[page as usize];
+            *holders -= 1;
+            if *holders == 0 {
+                self.free.push(page);
+            }
+        }
+    }
+
+    /// A copy of a page that belongs to one sequence alone.
+    fn copy(&mut self, page: u32) -> Result<u32> {
+        let target = self.take()?;
+        let lens = self.page_len();
+        for (tensor, len) in [&mut self.cache.k, &mut self.cache.v].into_iter().zip(lens) {
+            let from = page as usize * len;
+            with_element!(tensor.dtype(), T => {
+                tensor.as_slice_mut::<T>()?.copy_within(from..from + len, target as usize * len)
+            });
+        }
+        Ok(target)
+    }
+}
+
+/// Overwrites the first tokens of a page.
+fn write<T: Element>(target: &mut Tensor, page: u32, rows: &Tensor) -> Result<()> {
+    let rows = rows.contiguous()?;
+    let len: usize = target.dims()[1..].iter().product();
+    let rows = rows.as_slice::<T>()?;
+    target.as_slice_mut::<T>()?[page as usize * len..][..rows.len()].copy_from_slice(rows);
+    Ok(())
+}
+
+impl Clone for KvState {
+    fn clone(&self) -> Self {
+        self.lock().hold(&self.pages);
+        Self { arena: self.arena.clone(), pages: self.pages.clone(), len: self.len }
+    }
+}
+
+impl Drop for KvState {
+    fn drop(&mut self) {
+        self.lock().let_go(&self.pages);
+    }
+}
+
 impl KvState {
-    /// An empty cache.
+    /// An empty cache with an arena of its own; its clones share the arena.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When the dtype is none of f64, f32 and bf16.
     pub fn new(kv_heads: usize, head_dim: usize, dtype: DType) -> Result<Self> {
-        let empty = || Tensor::zeros([1, FIRST_CAPACITY, kv_heads, head_dim], dtype, &Device::Cpu);
-        Ok(Self { cache: KvCache { k: empty()?, v: empty()? }, len: 0 })
+        with_element!(dtype, T => { let _: [T; 0] = []; });
+        let empty = || Tensor::zeros([0, PAGE, kv_heads, head_dim], dtype, &Device::Cpu);
+        let cache = KvCache { k: empty()?, v: empty()? };
+        let arena = Arena { cache, holders: Vec::new(), free: Vec::new() };
+        Ok(Self { arena: Arc::new(Mutex::new(arena)), pages: Vec::new(), len: 0 })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arena> {
+        // Every change of an arena is complete before anything can fail.
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tokens in the cache.
@@ -34,62 +163,161 @@ impl KvState {
         self.len == 0
     }
 
+    /// Whether two sequences lie in one arena, so that one call can serve both.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.arena, &other.arena)
+    }
+
     /// Forgets all tokens from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        let beyond = self.pages.split_off(self.len.div_ceil(PAGE));
+        self.lock().let_go(&beyond);
     }
 
-    /// Appends `new` keys and values and attends: q `[1, n, heads, head_dim]` to the output alike.
-    /// `options` is called with the number of tokens before.
-    ///
-    /// # Errors
-    /// When shapes or dtypes do not fit, or there is no memory for a larger cache.
-    pub fn attend(
-        &mut self,
-        q: &Tensor,
-        new: NewKeys,
-        options: impl FnOnce(Tensor) -> CacheOptions,
-    ) -> Result<Tensor> {
-        let count = new.k.dims()[1];
-        self.grow(self.len + count)?;
-        let before = Tensor::from_vec(vec![self.len as i32], [1], &Device::Cpu)?;
-        let (out, _) = attention_kvcache(q, &mut self.cache, Some(new), &options(before))?;
-        self.len += count;
-        Ok(out)
-    }
-
-    fn grow(&mut self, wanted: usize) -> Result<()> {
-        let capacity = self.cache.k.dims()[1];
-        if wanted <= capacity {
-            return Ok(());
+    /// Makes room for `count` more tokens in pages of its own.
+    fn extend(&mut self, arena: &mut Arena, count: usize) -> Result<()> {
+        if !self.len.is_multiple_of(PAGE)
+            && let Some(last) = self.pages.last_mut()
+            && arena.holders[*last as usize] > 1
+        {
+            let copy = arena.copy(*last)?;
+            arena.let_go(&[*last]);
+            *last = copy;
         }
-        let more = wanted.next_power_of_two() - capacity;
-        for tensor in [&mut self.cache.k, &mut self.cache.v] {
-            let mut dims = tensor.dims().to_vec();
-            dims[1] = more;
-            let room = Tensor::zeros(dims, tensor.dtype(), &Device::Cpu)?;
-            *tensor = Tensor::cat(&[tensor, &room], 1)?;
+        while self.pages.len() * PAGE < self.len + count {
+            self.pages.push(arena.take()?);
         }
         Ok(())
     }
 
-    /// Keys and values in use, `[1, len, kv_heads, head_dim]`.
+    /// Appends new keys and values to several sequences beside each other, the same number to each,
+    /// and attends: q `[sequences, n, heads, head_dim]` to the output alike.
     ///
     /// # Errors
-    /// Never for a cache made here.
-    pub fn used(&self) -> Result<(Tensor, Tensor)> {
-        Ok((self.cache.k.narrow(1, 0, self.len)?, self.cache.v.narrow(1, 0, self.len)?))
+    /// When shapes or dtypes do not fit, the sequences lie in different arenas, or there is no memory.
+    pub fn attend(
+        states: &mut [&mut Self],
+        q: &Tensor,
+        new: NewKeys,
+        options: impl FnOnce(CacheOptions) -> CacheOptions,
+    ) -> Result<Tensor> {
+        let count = new.k.dims()[1];
+        let Some(arena) = states.first().map(|state| state.arena.clone()) else {
+            return Err(Error::argument("kv state", "states", "none", "at least one"));
+        };
+        if states.iter().any(|state| !Arc::ptr_eq(&state.arena, &arena)) {
+            let valid = "sequences of one pool";
+            return Err(Error::argument("kv state", "states", "of several pools", valid));
+        }
+        let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        for state in states.iter_mut() {
+            state.extend(&mut arena, count)?;
+        }
+        let per_sequence = states.iter().map(|state| state.pages.len()).max().unwrap_or(0);
+        let mut table = vec![0i32; states.len() * per_sequence];
+        for (state, row) in states.iter().zip(table.chunks_mut(per_sequence.max(1))) {
+            row.iter_mut().zip(&state.pages).for_each(|(to, page)| *to = *page as i32);
+        }
+        let used: Vec<i32> = states.iter().map(|state| state.len as i32).collect();
+        let used = Tensor::from_vec(used, [states.len()], &Device::Cpu)?;
+        let table = Tensor::from_vec(table, [states.len(), per_sequence], &Device::Cpu)?;
+        // One part: how a row is summed up may not depend on its neighbours in the batch.
+        let paged =
+            CacheOptions { page_table: Some(table), num_splits: 1, ..CacheOptions::causal(used) };
+        let (out, _) = attention_kvcache(q, &mut arena.cache, Some(new), &options(paged))?;
+        for state in states.iter_mut() {
+            state.len += count;
+        }
+        Ok(out)
     }
 
+    /// The same content in the arena of `other`; the same pages if that is its own.
+    ///
+    /// # Errors
+    /// When the layers differ in shape or dtype, or there is no memory.
+    pub fn moved_beside(&self, other: &Self) -> Result<Self> {
+        if self.is_beside(other) {
+            return Ok(self.clone());
+        }
+        let (k, v) = self.used()?;
+        other.filled(&k, &v)
+    }
+
+    /// A sequence in this one's arena with given keys and values, `[len, kv_heads, head_dim]` each.
+    ///
+    /// # Errors
+    /// When they do not fit the arena, or there is no memory.
+    pub(super) fn filled(&self, k: &Tensor, v: &Tensor) -> Result<Self> {
+        let len = k.dims().first().copied().unwrap_or(0);
+        let mut state = Self { arena: self.arena.clone(), pages: Vec::new(), len: 0 };
+        let mut arena = self.lock();
+        for (name, given, own) in [("k", k, &arena.cache.k), ("v", v, &arena.cache.v)] {
+            let expected = [len, own.dims()[2], own.dims()[3]];
+            if given.dims() != expected {
+                return Err(Error::shape("kv state", name, given.shape(), format!("{expected:?}")));
+            }
+            if given.dtype() != own.dtype() {
+                return Err(Error::dtype("kv state", name, given.dtype(), own.dtype().to_string()));
+            }
+        }
+        // Dropping `state` on an error would wait for the lock that is held here.
+        let made = fill(&mut arena, len, k, v);
+        drop(arena);
+        (state.pages, state.len) = (made?, len);
+        Ok(state)
+    }
+
+    /// Keys and values in use, `[len, kv_heads, head_dim]` each.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn used(&self) -> Result<(Tensor, Tensor)> {
+        let arena = self.lock();
+        let pages: Vec<i64> = self.pages.iter().map(|&page| i64::from(page)).collect();
+        let pages = Tensor::from_vec(pages, [self.pages.len()], &Device::Cpu)?;
+        let gathered = |tensor: &Tensor| {
+            let rows = tensor.index_select(0, &pages)?.flatten(0, 1)?;
+            rows.narrow(0, 0, self.len)?.contiguous()
+        };
+        Ok((gathered(&arena.cache.k)?, gathered(&arena.cache.v)?))
+    }
+
+    /// Bytes of the pages in use.
     pub(super) fn bytes(&self) -> usize {
-        self.cache.k.bytes() + self.cache.v.bytes()
+        let arena = self.lock();
+        let elements: usize = arena.page_len().iter().sum();
+        self.pages.len() * elements * arena.cache.k.dtype().size()
     }
 
     pub(super) fn digest(&self, hasher: &mut impl Hasher) -> Result<()> {
         let (k, v) = self.used()?;
         hasher.write_usize(self.len);
-        hasher.write(k.contiguous()?.as_bytes()?);
-        hasher.write(v.contiguous()?.as_bytes()?);
+        hasher.write(k.as_bytes()?);
+        hasher.write(v.as_bytes()?);
         Ok(())
+    }
+}
+
+/// Takes pages and writes tokens into them; on failure the pages are free again.
+fn fill(arena: &mut Arena, len: usize, k: &Tensor, v: &Tensor) -> Result<Vec<u32>> {
+    let mut pages = Vec::new();
+    let mut next = |arena: &mut Arena, start: usize| -> Result<()> {
+        let page = arena.take()?;
+        pages.push(page);
+        let count = PAGE.min(len - start);
+        let (k, v) = (k.narrow(0, start, count)?, v.narrow(0, start, count)?);
+        with_element!(k.dtype(), T => {
+            write::<T>(&mut arena.cache.k, page, &k)?;
+            write::<T>(&mut arena.cache.v, page, &v)
+        })
+    };
+    let filled = (0..len).step_by(PAGE).try_for_each(|start| next(arena, start));
+    match filled {
+        Ok(()) => Ok(pages),
+        Err(error) => {
+            arena.let_go(&pages);
+            Err(error)
+        }
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! A [`StatePool`] holds one slot per sequence and one [`LayerState`] per layer and slot. Whatever the
 //! mixer, a slot can be marked after each token, committed to any of the marks (speculative decoding
-//! keeps an accepted prefix), rolled back, snapshotted and restored. Recurrent states are values that
-//! share storage until they change, so a mark of one costs nothing; a mark of a key-value cache is a
-//! length.
+//! keeps an accepted prefix), rolled back, snapshotted, restored and written to a file. Recurrent states
+//! are values that share storage until they change, so a mark of one costs nothing; a mark of a
+//! key-value cache is a length, and its snapshots share pages.
 
 mod kv;
 mod pool;
 mod recurrent;
+mod store;
 
-pub use kv::KvState;
+pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
 
@@ -50,6 +51,29 @@ impl LayerState {
             (Self::Recurrent(state), Mark::Value(value)) => *state = value.clone(),
             // A mark belongs to the state it was made by; the pool keeps them together.
             _ => {}
+        }
+    }
+
+    /// A copy that outlives the company of other sequences cheaply.
+    pub(crate) fn snapshot(&self) -> Result<Self> {
+        match self {
+            Self::Kv(state) => Ok(Self::Kv(state.clone())),
+            Self::Recurrent(state) => Ok(Self::Recurrent(state.alone()?)),
+        }
+    }
+
+    /// The same content beside `other`, a state of the same layer in another pool.
+    ///
+    /// # Errors
+    /// When the states are not of the same kind, shape and dtype.
+    pub(crate) fn moved_beside(&self, other: &Self) -> Result<Self> {
+        match (self, other) {
+            (Self::Kv(state), Self::Kv(other)) => Ok(Self::Kv(state.moved_beside(other)?)),
+            (Self::Recurrent(state), Self::Recurrent(_)) => Ok(Self::Recurrent(state.clone())),
+            _ => {
+                let valid = "a snapshot of a pool of the same model";
+                Err(danaus_tensor::Error::argument("state pool", "snapshot", "foreign", valid))
+            }
         }
     }
 

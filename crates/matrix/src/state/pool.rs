@@ -14,8 +14,8 @@ pub struct Slot {
 /// A copy of a slot's committed state; restoring it does not consume it.
 #[derive(Clone)]
 pub struct Snapshot {
-    tokens: usize,
-    layers: Vec<LayerState>,
+    pub(super) tokens: usize,
+    pub(super) layers: Vec<LayerState>,
 }
 
 impl Snapshot {
@@ -34,7 +34,7 @@ struct Entry {
 
 /// States of up to a fixed number of sequences.
 pub struct StatePool {
-    fresh: Vec<LayerState>,
+    pub(super) fresh: Vec<LayerState>,
     entries: Vec<Option<Entry>>,
     generations: Vec<u64>,
 }
@@ -86,20 +86,27 @@ impl StatePool {
     /// # Errors
     /// When a slot was released or stands twice in the list.
     pub fn layer(&mut self, slots: &[Slot], layer: usize) -> Result<Vec<&mut LayerState>> {
-        for (position, &slot) in slots.iter().enumerate() {
-            self.entry(slot)?;
-            if slots[..position].contains(&slot) {
-                let valid = "every slot once";
-                return Err(Error::argument("state pool", "slots", slot.index, valid));
-            }
-        }
+        slots.iter().try_for_each(|&slot| self.entry(slot).map(|_| ()))?;
         let mut all: Vec<Option<&mut LayerState>> = self
             .entries
             .iter_mut()
             .map(|entry| entry.as_mut().and_then(|entry| entry.layers.get_mut(layer)))
             .collect();
-        let chosen = slots.iter().map(|slot| all[slot.index].take());
-        chosen.collect::<Option<_>>().ok_or_else(|| Error::internal("a slot without that layer"))
+        let mut chosen = Vec::with_capacity(slots.len());
+        for slot in slots {
+            // Every slot is alive, so what is missing was taken before.
+            let state = all[slot.index].take().ok_or_else(|| {
+                let given = format!("slot {} twice, or layer {layer}", slot.index);
+                Error::argument(
+                    "state pool",
+                    "slots",
+                    given,
+                    "every slot once, and a layer there is",
+                )
+            })?;
+            chosen.push(state);
+        }
+        Ok(chosen)
     }
 
     /// Notes that every layer has taken in `count` more tokens, at once and for good (a prompt).
@@ -163,22 +170,32 @@ impl StatePool {
         self.commit(slot, 0)
     }
 
-    /// A copy of the present state.
+    /// The present state; it shares pages and tensors with the slot until either changes.
     ///
     /// # Errors
-    /// When the slot was released.
+    /// When the slot was released, or there is no memory.
     pub fn snapshot(&mut self, slot: Slot) -> Result<Snapshot> {
         let entry = self.entry(slot)?;
-        Ok(Snapshot { tokens: entry.tokens, layers: entry.layers.clone() })
+        let layers = entry.layers.iter().map(LayerState::snapshot).collect::<Result<_>>()?;
+        Ok(Snapshot { tokens: entry.tokens, layers })
     }
 
-    /// Puts a snapshot's state into a slot.
+    /// Puts a snapshot's state into a slot. The snapshot may come from another pool of the model.
     ///
     /// # Errors
-    /// When the slot was released.
+    /// When the slot was released, or the snapshot's layers are not those of this pool.
     pub fn restore(&mut self, slot: Slot, snapshot: &Snapshot) -> Result<()> {
+        self.entry(slot)?;
+        if snapshot.layers.len() != self.fresh.len() {
+            let given = format!("{} layers", snapshot.layers.len());
+            let valid = format!("{} layers", self.fresh.len());
+            return Err(Error::argument("state pool", "snapshot", given, valid));
+        }
+        let layers = snapshot.layers.iter().zip(&self.fresh);
+        let layers = layers.map(|(layer, fresh)| layer.moved_beside(fresh));
+        let layers = layers.collect::<Result<_>>()?;
         let entry = self.entry(slot)?;
-        entry.layers = snapshot.layers.clone();
+        entry.layers = layers;
         entry.tokens = snapshot.tokens;
         entry.marks.clear();
         Ok(())

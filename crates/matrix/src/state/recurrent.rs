@@ -1,18 +1,87 @@
 //! State of a recurrent mixer: the scan's state and the last inputs of its convolution.
+//!
+//! Sequences that step together keep the states of a step as rows of one batch. When the same sequences
+//! come again in the same order (nearly every decoding step), that batch is the next input as it is;
+//! joining and parting would move every state twice more than the step itself.
 
 use danaus_tensor::{Result, Tensor};
 use std::hash::Hasher;
+use std::sync::Arc;
 
 /// Values of one sequence in one layer. Tensors are immutable, so a copy shares them.
 #[derive(Clone)]
 pub struct RecurrentState {
     /// Last `width - 1` inputs of the convolution, `[1, channels, width - 1]`.
     pub conv: Tensor,
-    /// `[1, heads, head_dim, d_state]`, f32 (f64 beside f64).
+    /// `[1, heads, head_dim, d_state]`, or `[1, channels, d_state]` of a diagonal system; f32 (f64 beside
+    /// f64).
     pub scan: Tensor,
+    /// The batch whose row this is.
+    row: Option<(Arc<Batch>, usize)>,
+}
+
+/// States of several sequences, `[sequences, ...]` each.
+struct Batch {
+    conv: Tensor,
+    scan: Tensor,
 }
 
 impl RecurrentState {
+    /// A state with a batch dimension of 1.
+    pub fn new(conv: Tensor, scan: Tensor) -> Self {
+        Self { conv, scan, row: None }
+    }
+
+    /// Convolution and scan states of several sequences, joined along the first dimension.
+    ///
+    /// # Errors
+    /// When the shapes differ, or there is no memory.
+    pub fn join(states: &[&Self]) -> Result<(Tensor, Tensor)> {
+        if let [single] = states {
+            return Ok((single.conv.clone(), single.scan.clone()));
+        }
+        if let Some((batch, _)) = states.first().and_then(|first| first.row.as_ref()) {
+            let in_place = |(at, state): (usize, &&Self)| {
+                let row = state.row.as_ref();
+                row.is_some_and(|(other, row)| Arc::ptr_eq(batch, other) && *row == at)
+            };
+            if batch.scan.dims()[0] == states.len() && states.iter().enumerate().all(in_place) {
+                return Ok((batch.conv.clone(), batch.scan.clone()));
+            }
+        }
+        let convs: Vec<&Tensor> = states.iter().map(|state| &state.conv).collect();
+        let scans: Vec<&Tensor> = states.iter().map(|state| &state.scan).collect();
+        Ok((Tensor::cat(&convs, 0)?, Tensor::cat(&scans, 0)?))
+    }
+
+    /// The rows of joined states.
+    ///
+    /// # Errors
+    /// Never for tensors with a first dimension.
+    pub fn part(conv: Tensor, scan: Tensor) -> Result<Vec<Self>> {
+        let count = scan.dims()[0];
+        if count == 1 {
+            return Ok(vec![Self::new(conv, scan)]);
+        }
+        let batch = Arc::new(Batch { conv, scan });
+        let row = |at| {
+            let (conv, scan) = (batch.conv.narrow(0, at, 1)?, batch.scan.narrow(0, at, 1)?);
+            Ok(Self { conv, scan, row: Some((batch.clone(), at)) })
+        };
+        (0..count).map(row).collect()
+    }
+
+    /// The same values in memory of their own: a row keeps its whole batch alive.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn alone(&self) -> Result<Self> {
+        match self.row {
+            Some(_) => Ok(Self::new(self.conv.copy()?, self.scan.copy()?)),
+            None => Ok(self.clone()),
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.conv.bytes() + self.scan.bytes()
     }
@@ -21,5 +90,40 @@ impl RecurrentState {
         hasher.write(self.conv.contiguous()?.as_bytes()?);
         hasher.write(self.scan.contiguous()?.as_bytes()?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use danaus_tensor::DType;
+    use danaus_testkit::{assert_close, randn};
+
+    /// Rows come back as the batch they are, and as copies in any other order or company.
+    #[test]
+    fn joining_undoes_parting() {
+        let (conv, scan) = (randn(1, &[3, 4, 2], DType::F64), randn(2, &[3, 2, 5, 6], DType::F64));
+        let rows = RecurrentState::part(conv.clone(), scan.clone()).unwrap();
+        let all: Vec<&RecurrentState> = rows.iter().collect();
+        let (_, same) = RecurrentState::join(&all).unwrap();
+        assert_eq!(same.as_bytes().unwrap().as_ptr(), scan.as_bytes().unwrap().as_ptr());
+        let fresh = RecurrentState::new(rows[1].conv.clone(), rows[1].scan.clone());
+        let own = rows[2].alone().unwrap();
+        for chosen in [vec![2, 0, 1], vec![0, 1], vec![1, 1, 2], vec![2]] {
+            for replace in [None, Some(&fresh), Some(&own)] {
+                let mut states: Vec<&RecurrentState> = chosen.iter().map(|&at| &rows[at]).collect();
+                let mut places = chosen.clone();
+                if let Some(other) = replace {
+                    states.push(other);
+                    places.push(if std::ptr::eq(other, &fresh) { 1 } else { 2 });
+                }
+                let (c, s) = RecurrentState::join(&states).unwrap();
+                for (at, &place) in places.iter().enumerate() {
+                    let row = |x: &Tensor, at| x.narrow(0, at, 1).unwrap();
+                    assert_close("conv", &row(&c, at), &row(&conv, place), 0.0);
+                    assert_close("scan", &row(&s, at), &row(&scan, place), 0.0);
+                }
+            }
+        }
     }
 }

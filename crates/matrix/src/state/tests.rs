@@ -11,15 +11,7 @@ const D_MODEL: usize = 8;
 
 fn layers() -> Vec<Box<dyn SequenceMixer>> {
     let params = |seed| ParamBuilder::init(seed, DType::F64, Device::Cpu);
-    let attention = AttentionConfig {
-        n_heads: 2,
-        n_kv_heads: None,
-        head_dim: None,
-        rope_theta: None,
-        window: None,
-        softcap: None,
-        bias: false,
-    };
+    let attention = AttentionConfig { n_heads: 2, ..AttentionConfig::default() };
     let mamba = Mamba2Config { d_state: 4, head_dim: 8, ..Mamba2Config::default() };
     vec![
         Box::new(Attention::build(&params(1), &attention, D_MODEL, Format::Dense, 256).unwrap()),
@@ -90,6 +82,96 @@ fn a_snapshot_survives_what_follows() {
         assert_close("restored", &found, &expected, 0.0);
     }
     assert!(pool.bytes() > 0);
+}
+
+/// Several sequences in one call, of equal and of different lengths, against each by itself.
+#[test]
+fn sequences_together_and_alone_agree() {
+    let layers = layers();
+    let (mut together, mut alone) = (pool(&layers, 4), pool(&layers, 4));
+    let slots: Vec<Slot> = (0..4).map(|_| together.reserve().unwrap()).collect();
+    let own: Vec<Slot> = (0..4).map(|_| alone.reserve().unwrap()).collect();
+    for (round, lengths) in [[20, 20, 3, 1], [1, 1, 1, 1], [5, 1, 1, 40], [1; 4]].iter().enumerate()
+    {
+        let batch = SeqBatch::from_lengths(lengths).unwrap();
+        let x = randn(round as u64, &[batch.tokens(), D_MODEL], DType::F64);
+        for (index, layer) in layers.iter().enumerate() {
+            let mut states = together.layer(&slots, index).unwrap();
+            let found = layer.advance(&x, &batch, &mut states, None).unwrap();
+            for (sequence, &slot) in own.iter().enumerate() {
+                let (start, count) = (batch.bounds()[sequence], lengths[sequence]);
+                let x = x.narrow(0, start, count).unwrap();
+                let single = SeqBatch::from_lengths(&[count]).unwrap();
+                let mut states = alone.layer(&[slot], index).unwrap();
+                let expected = layer.advance(&x, &single, &mut states, None).unwrap();
+                let found = found.narrow(0, start, count).unwrap();
+                // f64 sums may be split differently.
+                assert_close("together", &found, &expected, 1e-12);
+            }
+        }
+    }
+}
+
+/// Pages of released sequences are used again, and a shared last page is copied before it is written.
+#[test]
+fn pages_are_shared_copied_and_reused() {
+    let layers = layers();
+    let mut pool = pool(&layers, 3);
+    let slot = pool.reserve().unwrap();
+    (0..20).for_each(|token| drop(step(&layers, &mut pool, slot, token)));
+    pool.advance(slot, 20).unwrap();
+    let one = pool.bytes();
+    let twin = pool.reserve().unwrap();
+    let snapshot = pool.snapshot(slot).unwrap();
+    pool.restore(twin, &snapshot).unwrap();
+    let hash = pool.hash(slot).unwrap();
+    let (a, b) = (step(&layers, &mut pool, slot, 77), step(&layers, &mut pool, twin, 77));
+    assert_close("twins", &a, &b, 0.0);
+    step(&layers, &mut pool, twin, 78);
+    let third = pool.reserve().unwrap();
+    pool.restore(third, &snapshot).unwrap();
+    assert_eq!(pool.hash(third).unwrap(), hash, "writing did not touch the snapshot");
+    for other in [twin, third] {
+        pool.release(other).unwrap();
+    }
+    drop(snapshot);
+    assert_eq!(pool.bytes(), one);
+    for round in 0..50 {
+        let other = pool.reserve().unwrap();
+        (0..40).for_each(|token| drop(step(&layers, &mut pool, other, round * 100 + token)));
+        pool.release(other).unwrap();
+    }
+}
+
+/// Out as tensors and into a pool of the same layers: the same hash and the same next output.
+#[test]
+fn a_stored_snapshot_continues_bit_for_bit() {
+    let layers = layers();
+    for tokens in [0, 1, 16, 35] {
+        let (mut pool, mut other) = (pool(&layers, 1), pool(&layers, 2));
+        let slot = pool.reserve().unwrap();
+        (0..tokens).for_each(|token| drop(step(&layers, &mut pool, slot, token)));
+        pool.advance(slot, tokens as usize).unwrap();
+        let snapshot = pool.snapshot(slot).unwrap();
+        let stored: std::collections::BTreeMap<String, Tensor> =
+            snapshot.tensors().unwrap().into_iter().collect();
+        assert_eq!(
+            (snapshot.kinds(), other.kinds()),
+            ("kv,recurrent".into(), "kv,recurrent".into())
+        );
+        let read = |name: &str| Ok(stored[name].clone());
+        let again = other.snapshot_from(tokens as usize, read).unwrap();
+        let place = other.reserve().unwrap();
+        for snapshot in [&again, &snapshot] {
+            other.restore(place, snapshot).unwrap();
+            assert_eq!(other.hash(place).unwrap(), pool.hash(slot).unwrap(), "{tokens} tokens");
+        }
+        let (a, b) = (step(&layers, &mut pool, slot, 999), step(&layers, &mut other, place, 999));
+        assert_close("the next token", &a, &b, 0.0);
+        let wrong = |name: &str| stored[name].to_dtype(DType::F32);
+        assert!(other.snapshot_from(tokens as usize, wrong).is_err());
+        assert!(other.snapshot_from(tokens as usize + 1, read).is_err());
+    }
 }
 
 #[test]

@@ -1,167 +1,183 @@
 //! Generation: prompts and steps through states.
 //!
-//! A prompt is taken in as one packed batch, then every sequence takes one token a step; sequences that
-//! end leave the batch. Random choices are keyed by (seed, sequence, position), so that a text does not
-//! depend on its neighbours.
+//! Every sequence has tokens that its states have not seen yet: at first the prompt, then the one token
+//! chosen last. A pass takes in the single tokens of all running sequences and, up to a budget of
+//! tokens, stretches of prompts, as one packed batch without padding. Sequences that end leave the
+//! batch and waiting ones take their place, so memory is bounded by the number of sequences that run at
+//! a time, not by the number of requests. Several completions of one prompt share its states: the
+//! prompt is taken in once.
+//!
+//! Draws are keyed by (seed, completion of the prompt, position), so a text does not depend on its
+//! neighbours. Whether the *logits* do not is a matter of the numeric level.
 
+mod chat;
+mod eos;
+mod filter;
+mod output;
+mod prompts;
+mod run;
 mod sampling;
+mod state;
+mod stop;
 
-pub use sampling::{Sampling, choose};
+pub use chat::{Chat, Turn};
+pub use eos::eos_tokens;
+pub use output::{Finish, Piece};
+pub use prompts::{Prompt, PromptText};
+pub use run::{Batching, Generator, Timings};
+pub use sampling::{Choice, Sampler, Sampling};
+pub use state::{Identity, State};
+pub use stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS, StopStrings};
 
 use crate::decoder::Decoder;
 use crate::{Error, Result};
-use danaus_matrix::state::Slot;
-use danaus_matrix::{SeqBatch, StatePool};
-use danaus_tensor::{DType, no_grad};
+use danaus_text::tokenizer::Tokenizer;
+
+/// Most alternatives whose log-probabilities are reported.
+pub const MAX_TOP_LOG_PROBS: usize = 64;
 
 /// What to generate.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Request {
-    /// Prompts as token ids; none may be empty.
+    /// Prompts as token ids; empty only where `start` has logits.
     pub prompts: Vec<Vec<u32>>,
-    /// Tokens to generate at most, per prompt.
+    /// What was read before every prompt.
+    pub start: Option<State>,
+    /// Texts per prompt; text i draws from stream i of the seed.
+    pub completions: usize,
+    /// Tokens to generate at most, per text. 0 only reads the prompt.
     pub max_tokens: usize,
+    /// Before so many tokens no stop token is chosen and no stop string looked for.
+    pub min_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Tokens that end a text (they are not part of it).
     pub stop: Vec<u32>,
+    /// Strings that end a text (they are not part of it), across token borders.
+    pub stop_strings: Vec<String>,
     /// Number of tokens the tokenizer knows; ids from there on are never chosen.
     pub vocab_size: usize,
+    /// Gives texts; without it there are tokens alone.
+    pub tokenizer: Option<Tokenizer>,
+    /// Report so many of the most probable tokens at each place.
+    pub top_log_probs: usize,
+    /// Keep the states of finished sequences.
+    pub keep_states: bool,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            prompts: Vec::new(),
+            start: None,
+            completions: 1,
+            max_tokens: 64,
+            min_tokens: 0,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            stop_strings: Vec::new(),
+            vocab_size: usize::MAX,
+            tokenizer: None,
+            top_log_probs: 0,
+            keep_states: false,
+        }
+    }
 }
 
 /// A generated text.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Completion {
     /// New tokens.
     pub tokens: Vec<u32>,
     /// Natural logarithm of each token's probability under the model, before sampling filters.
     pub log_probs: Vec<f64>,
-    /// Whether a stop token ended it.
-    pub stopped: bool,
+    /// The most probable tokens at each place with theirs, best first.
+    pub top_log_probs: Vec<Vec<(u32, f64)>>,
+    /// The text, without special tokens and stop string. Empty without a tokenizer.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// The state at the end, if it was asked for; the last token may not be in it yet.
+    pub state: Option<State>,
 }
 
-/// A sequence in flight.
-struct Sequence {
-    index: usize,
-    slot: Slot,
-    history: Vec<u32>,
-    next: u32,
+impl Request {
+    /// Refuses requests that cannot be honoured by a decoder.
+    ///
+    /// # Errors
+    /// Naming the parameter: an empty prompt, more tokens than the context holds, sampling values out
+    /// of range, too many stop strings.
+    pub fn check(&self, decoder: &Decoder) -> Result<()> {
+        let vocab = decoder.config().vocab_size;
+        self.sampling.check(vocab)?;
+        output::Output::new(self.tokenizer.as_ref(), &self.stop_strings)?;
+        if self.completions == 0 {
+            return Err(Error::argument("completions", 0, "at least 1"));
+        }
+        if self.top_log_probs > MAX_TOP_LOG_PROBS {
+            let valid = format!("0 to {MAX_TOP_LOG_PROBS}");
+            return Err(Error::argument("top_log_probs", self.top_log_probs, valid));
+        }
+        if self.min_tokens > self.max_tokens {
+            let valid = format!("at most max_tokens, {}", self.max_tokens);
+            return Err(Error::argument("min_tokens", self.min_tokens, valid));
+        }
+        if let Some(id) = self.stop.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::argument("stop token id", id, format!("0..{vocab}")));
+        }
+        let room = decoder.config().max_positions;
+        let before = self.start.as_ref().map_or(0, |start| start.tokens.len());
+        let has_logits = self.start.as_ref().is_some_and(State::has_logits);
+        for prompt in &self.prompts {
+            if prompt.is_empty() && !has_logits {
+                return Err(Error::argument("prompt", "empty", "at least one token"));
+            }
+            let read = before + prompt.len();
+            if read + self.max_tokens > room {
+                let given = format!("{read} tokens and {} to generate", self.max_tokens);
+                let valid = format!("at most {room} together (max_positions)");
+                return Err(Error::argument("prompt", given, valid));
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Generates for every prompt. `on_token(prompt, token)` is called as tokens come.
+/// Generates for every prompt of a request; text i of prompt p is completion `p * completions + i`.
+/// `on_piece(completion, piece)` is called as text comes.
 ///
 /// # Errors
-/// When a prompt is empty or too long, a sampling parameter is out of range, or the model fails.
+/// As [`Request::check`], and when the model fails.
 pub fn generate(
     decoder: &Decoder,
     request: &Request,
-    mut on_token: impl FnMut(usize, u32),
+    on_piece: impl FnMut(usize, &Piece),
 ) -> Result<Vec<Completion>> {
-    check(decoder, request)?;
-    let mut completions = vec![Completion::default(); request.prompts.len()];
-    if request.max_tokens == 0 {
-        return Ok(completions);
-    }
-    no_grad(|| {
-        let mut pool = decoder.state_pool(request.prompts.len())?;
-        let mut active = prefill(decoder, request, &mut pool, &mut completions)?;
-        loop {
-            active.retain(|sequence| !ended(sequence, request, &completions[sequence.index]));
-            for sequence in &active {
-                on_token(sequence.index, sequence.next);
-            }
-            active.retain(|sequence| completions[sequence.index].tokens.len() < request.max_tokens);
-            if active.is_empty() {
-                return Ok(completions);
-            }
-            step(decoder, request, &mut pool, &mut active, &mut completions)?;
-        }
-    })
+    let requests = std::slice::from_ref(request);
+    Ok(Generator::new(decoder, requests, Batching::default())?.run(on_piece)?.0)
 }
 
-fn check(decoder: &Decoder, request: &Request) -> Result<()> {
-    request.sampling.check()?;
-    let room = decoder.config().max_positions;
-    for prompt in &request.prompts {
-        if prompt.is_empty() {
-            return Err(Error::argument("prompt", "empty", "at least one token"));
-        }
-        if prompt.len().saturating_add(request.max_tokens) > room {
-            let given = format!("{} tokens and {} to generate", prompt.len(), request.max_tokens);
-            let valid = format!("at most {room} together (max_positions)");
-            return Err(Error::argument("prompt", given, valid));
-        }
-    }
-    Ok(())
-}
-
-/// A sequence whose last choice was a stop token has ended without it.
-fn ended(sequence: &Sequence, request: &Request, completion: &Completion) -> bool {
-    debug_assert!(completion.tokens.len() <= request.max_tokens);
-    completion.stopped && request.stop.contains(&sequence.next)
-}
-
-fn prefill(
+/// Reads tokens, after `start` if there is one, and returns the states with the logits of the last.
+///
+/// # Errors
+/// As [`Request::check`], and when the model fails.
+pub fn read(
     decoder: &Decoder,
-    request: &Request,
-    pool: &mut StatePool,
-    completions: &mut [Completion],
-) -> Result<Vec<Sequence>> {
-    let slots: Vec<Slot> =
-        request.prompts.iter().map(|_| pool.reserve()).collect::<danaus_tensor::Result<_>>()?;
-    let lengths: Vec<usize> = request.prompts.iter().map(Vec::len).collect();
-    let batch = SeqBatch::from_lengths(&lengths)?;
-    let hidden = decoder.advance(&request.prompts.concat(), &batch, pool, &slots)?;
-    let mut active = Vec::new();
-    for (index, prompt) in request.prompts.iter().enumerate() {
-        let last = hidden.narrow(0, batch.bounds()[index + 1] - 1, 1)?;
-        let mut sequence = Sequence { index, slot: slots[index], history: prompt.clone(), next: 0 };
-        let logits = decoder.project(&last)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
-        accept(request, &mut sequence, &logits, &mut completions[index])?;
-        active.push(sequence);
-    }
-    Ok(active)
-}
-
-fn step(
-    decoder: &Decoder,
-    request: &Request,
-    pool: &mut StatePool,
-    active: &mut [Sequence],
-    completions: &mut [Completion],
-) -> Result<()> {
-    let ids: Vec<u32> = active.iter().map(|sequence| sequence.next).collect();
-    let slots: Vec<Slot> = active.iter().map(|sequence| sequence.slot).collect();
-    let batch = SeqBatch::equal(ids.len(), 1)?;
-    let hidden = decoder.advance(&ids, &batch, pool, &slots)?;
-    let logits = decoder.project(&hidden)?.to_dtype(DType::F64)?.to_vec::<f64>()?;
-    let width = decoder.config().vocab_size;
-    for (sequence, logits) in active.iter_mut().zip(logits.chunks(width)) {
-        accept(request, sequence, logits, &mut completions[sequence.index])?;
-    }
-    Ok(())
-}
-
-/// Chooses the next token and notes it, unless it is a stop token.
-fn accept(
-    request: &Request,
-    sequence: &mut Sequence,
-    logits: &[f64],
-    completion: &mut Completion,
-) -> Result<()> {
-    let known = &logits[..request.vocab_size.min(logits.len())];
-    let stream = sequence.index as u64;
-    let position = sequence.history.len() as u64;
-    let (token, log_prob) = choose(known, &request.sampling, &sequence.history, stream, position)?;
-    sequence.next = token;
-    if request.stop.contains(&token) {
-        completion.stopped = true;
-        return Ok(());
-    }
-    sequence.history.push(token);
-    completion.tokens.push(token);
-    completion.log_probs.push(log_prob);
-    Ok(())
+    tokens: &[u32],
+    start: Option<&State>,
+    batching: Batching,
+) -> Result<State> {
+    let request = Request {
+        prompts: vec![tokens.to_vec()],
+        start: start.cloned(),
+        max_tokens: 0,
+        keep_states: true,
+        ..Request::default()
+    };
+    let requests = std::slice::from_ref(&request);
+    let (mut completions, _) = Generator::new(decoder, requests, batching)?.run(|_, _| {})?;
+    let state = completions.pop().and_then(|completion| completion.state);
+    state.ok_or_else(|| danaus_tensor::Error::internal("a prompt without a state").into())
 }
 
 #[cfg(test)]

@@ -1,13 +1,24 @@
 //! Choosing a token from logits.
 //!
-//! Order: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Temperature 0 takes the
-//! largest logit (the first of equal ones).
+//! ```text
+//! logits + bias -> penalties -> / temperature -> top_k -> top_p -> min_p -> typical_p -> softmax -> draw
+//! ```
+//!
+//! Temperature 0 takes the largest score, of equal ones the lowest id. Every filter sees the
+//! probabilities that the one before left, normalised, and keeps the token that reaches its bound; of
+//! equal probabilities it prefers the lower id. The draw walks the kept tokens in order of their ids
+//! with one uniform number, Philox keyed by (seed, stream, position in the text): nothing else in the
+//! batch can change it. Stream i belongs to completion i of a prompt.
+//!
+//! Penalties count the whole text so far, prompt and answer.
 
+use super::filter::{Candidates, best, log_sum_exp};
 use crate::{Error, Result};
 use danaus_tensor::rng::Rng;
+use std::collections::HashMap;
 
 /// How tokens are chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 is greedy.
     pub temperature: f64,
@@ -17,8 +28,18 @@ pub struct Sampling {
     pub top_p: f64,
     /// Keep tokens at least this fraction as probable as the first; 0 keeps all.
     pub min_p: f64,
+    /// Keep the tokens whose surprise is nearest to the mean surprise until their sum reaches this; 1
+    /// keeps all.
+    pub typical_p: f64,
     /// Divides positive and multiplies negative logits of tokens seen before; 1 is off.
     pub repetition_penalty: f64,
+    /// Subtracted from the logit of a token seen before; 0 is off. f32, as elsewhere, where it is
+    /// multiplied by a mask of f32.
+    pub presence_penalty: f32,
+    /// Subtracted for every time that a token was seen; 0 is off.
+    pub frequency_penalty: f64,
+    /// Added to the logits of some tokens, before everything else.
+    pub logit_bias: Vec<(u32, f64)>,
     /// Seed of the draws.
     pub seed: u64,
 }
@@ -30,7 +51,11 @@ impl Default for Sampling {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         }
     }
@@ -42,164 +67,160 @@ impl Sampling {
         Self { temperature: 0.0, ..Self::default() }
     }
 
-    /// Refuses parameters out of range.
+    /// Refuses parameters out of range, for a vocabulary of `vocab_size` tokens.
     ///
     /// # Errors
     /// Naming the parameter.
-    pub fn check(&self) -> Result<()> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(Error::argument("temperature", self.temperature, "0 (greedy) or more"));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::argument("top_p", self.top_p, "above 0, at most 1"));
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return Err(Error::argument("min_p", self.min_p, "0 to 1"));
-        }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            let valid = "above 0; 1 is off";
-            return Err(Error::argument("repetition_penalty", self.repetition_penalty, valid));
-        }
-        Ok(())
+    pub fn check(&self, vocab_size: usize) -> Result<()> {
+        let share = |value: f64| value > 0.0 && value <= 1.0;
+        let finite = |value: f64| value.is_finite();
+        let refusal = if !(self.temperature >= 0.0 && finite(self.temperature)) {
+            ("temperature", self.temperature, "0 (greedy) or more")
+        } else if !share(self.top_p) {
+            ("top_p", self.top_p, "above 0, at most 1")
+        } else if !(0.0..=1.0).contains(&self.min_p) {
+            ("min_p", self.min_p, "0 to 1")
+        } else if !share(self.typical_p) {
+            ("typical_p", self.typical_p, "above 0, at most 1")
+        } else if !(self.repetition_penalty > 0.0 && finite(self.repetition_penalty)) {
+            ("repetition_penalty", self.repetition_penalty, "above 0; 1 is off")
+        } else if !self.presence_penalty.is_finite() {
+            ("presence_penalty", f64::from(self.presence_penalty), "a finite number; 0 is off")
+        } else if !finite(self.frequency_penalty) {
+            ("frequency_penalty", self.frequency_penalty, "a finite number; 0 is off")
+        } else if let Some((_, bias)) = self.logit_bias.iter().find(|(_, bias)| !finite(*bias)) {
+            ("logit_bias", *bias, "finite numbers")
+        } else {
+            let beyond = self.logit_bias.iter().find(|(id, _)| *id as usize >= vocab_size);
+            return match beyond {
+                Some((id, _)) => {
+                    Err(Error::argument("logit_bias token id", id, format!("0..{vocab_size}")))
+                }
+                None => Ok(()),
+            };
+        };
+        Err(Error::argument(refusal.0, refusal.1, refusal.2))
     }
 }
 
-fn log_sum_exp(logits: &[f64]) -> f64 {
-    let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    top + logits.iter().map(|logit| (logit - top).exp()).sum::<f64>().ln()
+/// A chosen token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability under the model, before bias, penalties and filters.
+    pub log_prob: f64,
+    /// The most probable tokens with theirs, best first; as many as were asked for.
+    pub top: Vec<(u32, f64)>,
 }
 
-/// A token and its log-probability under the unfiltered distribution.
-///
-/// # Errors
-/// When the logits hold a NaN or nothing finite.
-pub fn choose(
-    logits: &[f64],
-    sampling: &Sampling,
-    history: &[u32],
+/// Chooses the tokens of one text.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
     stream: u64,
-    position: u64,
-) -> Result<(u32, f64)> {
-    let total = log_sum_exp(logits);
-    if !total.is_finite() {
-        return Err(Error::argument("logits", "not finite", "a model without NaN weights"));
-    }
-    let mut scores = logits.to_vec();
-    penalise(&mut scores, sampling.repetition_penalty, history);
-    let chosen = if sampling.temperature == 0.0 {
-        argmax(&scores)
-    } else {
-        draw(&scores, sampling, Rng::new(sampling.seed, stream).uniform_at(position))
-    };
-    Ok((chosen as u32, logits[chosen] - total))
+    /// How often each token was seen; kept only where a penalty asks.
+    seen: HashMap<u32, u32>,
 }
 
-fn penalise(scores: &mut [f64], penalty: f64, history: &[u32]) {
-    if penalty == 1.0 {
-        return;
+impl Sampler {
+    /// For completion `stream` of a prompt.
+    pub fn new(sampling: &Sampling, stream: u64) -> Self {
+        Self { sampling: sampling.clone(), stream, seen: HashMap::new() }
     }
-    let mut seen = history.to_vec();
-    seen.sort_unstable();
-    seen.dedup();
-    for id in seen {
-        if let Some(score) = scores.get_mut(id as usize) {
-            *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
+
+    fn penalises(&self) -> bool {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
+            self.sampling;
+        repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
+    }
+
+    /// Notes tokens of the text, which penalties count.
+    pub fn note(&mut self, tokens: &[u32]) {
+        if self.penalises() {
+            tokens.iter().for_each(|&token| *self.seen.entry(token).or_default() += 1);
+        }
+    }
+
+    /// The token at `position` of the text, and the `top` most probable ones. Tokens of `banned` are
+    /// not chosen.
+    ///
+    /// # Errors
+    /// When the logits hold a NaN or nothing finite, or everything is banned.
+    pub fn choose(
+        &self,
+        logits: &[f64],
+        banned: &[u32],
+        position: u64,
+        top: usize,
+    ) -> Result<Choice> {
+        let total = log_sum_exp(logits);
+        if !total.is_finite() {
+            return Err(Error::argument("logits", "not finite", "a model without NaN weights"));
+        }
+        let mut scores = logits.to_vec();
+        self.score(&mut scores, banned);
+        let token = match self.sampling.temperature {
+            0.0 => argmax(&scores),
+            _ => {
+                let uniform = Rng::new(self.sampling.seed, self.stream).uniform_at(position);
+                Candidates::new(&scores, &self.sampling).draw(uniform)
+            }
+        };
+        let Some(token) = token else {
+            return Err(Error::argument("stop tokens", "the whole vocabulary", "fewer of them"));
+        };
+        let top = best(logits, top).into_iter().map(|(id, logit)| (id, logit - total)).collect();
+        Ok(Choice { token, log_prob: logits[token as usize] - total, top })
+    }
+
+    /// The distribution that is drawn from: the kept tokens by id, with their probabilities.
+    pub fn distribution(&self, logits: &[f64]) -> Vec<(u32, f64)> {
+        let mut scores = logits.to_vec();
+        self.score(&mut scores, &[]);
+        match self.sampling.temperature {
+            0.0 => argmax(&scores).map(|id| (id, 1.0)).into_iter().collect(),
+            _ => Candidates::new(&scores, &self.sampling).probabilities(),
+        }
+    }
+
+    /// Bias, penalties, temperature.
+    fn score(&self, scores: &mut [f64], banned: &[u32]) {
+        let sampling = &self.sampling;
+        for (id, bias) in &sampling.logit_bias {
+            if let Some(score) = scores.get_mut(*id as usize) {
+                *score += bias;
+            }
+        }
+        let presence = f64::from(sampling.presence_penalty);
+        for (&id, &count) in &self.seen {
+            if let Some(score) = scores.get_mut(id as usize) {
+                let factor = sampling.repetition_penalty;
+                *score = if *score > 0.0 { *score / factor } else { *score * factor };
+                *score -= sampling.frequency_penalty * f64::from(count);
+                *score -= presence;
+            }
+        }
+        for &id in banned {
+            if let Some(score) = scores.get_mut(id as usize) {
+                *score = f64::NEG_INFINITY;
+            }
+        }
+        if sampling.temperature != 0.0 && sampling.temperature != 1.0 {
+            scores.iter_mut().for_each(|score| *score /= sampling.temperature);
         }
     }
 }
 
-fn argmax(scores: &[f64]) -> usize {
+fn argmax(scores: &[f64]) -> Option<u32> {
     let mut best = 0;
     for (index, score) in scores.iter().enumerate() {
         if *score > scores[best] {
             best = index;
         }
     }
-    best
-}
-
-/// One draw with a uniform number in [0, 1).
-fn draw(scores: &[f64], sampling: &Sampling, uniform: f64) -> usize {
-    let scaled: Vec<f64> = scores.iter().map(|score| score / sampling.temperature).collect();
-    let total = log_sum_exp(&scaled);
-    let probability = |index: usize| (scaled[index] - total).exp();
-    let mut order: Vec<usize> = (0..scaled.len()).collect();
-    order.sort_by(|&a, &b| scaled[b].total_cmp(&scaled[a]).then(a.cmp(&b)));
-    if sampling.top_k > 0 {
-        order.truncate(sampling.top_k);
-    }
-    let kept_mass: f64 = order.iter().map(|&index| probability(index)).sum();
-    let mut mass = 0.0;
-    let within = |&index: &usize| {
-        let before = mass;
-        mass += probability(index) / kept_mass;
-        before < sampling.top_p
-    };
-    let mut kept: Vec<usize> = order.into_iter().take_while(within).collect();
-    let floor = sampling.min_p * probability(kept[0]);
-    kept.retain(|&index| probability(index) >= floor);
-    let sum: f64 = kept.iter().map(|&index| probability(index)).sum();
-    let mut left = uniform * sum;
-    for &index in &kept {
-        left -= probability(index);
-        if left < 0.0 {
-            return index;
-        }
-    }
-    kept[kept.len() - 1]
+    (scores[best] > f64::NEG_INFINITY).then_some(best as u32)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LOGITS: [f64; 4] = [1.0, 3.0, 2.0, 0.0];
-
-    fn shares(sampling: Sampling) -> [f64; 4] {
-        let mut counts = [0.0; 4];
-        let draws = 20_000;
-        for position in 0..draws {
-            counts[choose(&LOGITS, &sampling, &[], 0, position).unwrap().0 as usize] += 1.0;
-        }
-        counts.map(|count| count / draws as f64)
-    }
-
-    #[test]
-    fn frequencies_match_probabilities() {
-        let exact: Vec<f64> = LOGITS.iter().map(|l| (l - log_sum_exp(&LOGITS)).exp()).collect();
-        for (found, exact) in shares(Sampling::default()).iter().zip(exact) {
-            // Four standard deviations of 20000 draws.
-            assert!((found - exact).abs() < 4.0 * (exact * (1.0 - exact) / 20_000.0).sqrt());
-        }
-    }
-
-    #[test]
-    fn filters_keep_the_right_tokens() {
-        let kept = |sampling| shares(sampling).map(|share| share > 0.0);
-        let base = Sampling::default();
-        assert_eq!(kept(Sampling { top_k: 2, ..base }), [false, true, true, false]);
-        assert_eq!(kept(Sampling { top_p: 0.6, ..base }), [false, true, false, false]);
-        assert_eq!(kept(Sampling { top_p: 0.7, ..base }), [false, true, true, false]);
-        assert_eq!(kept(Sampling { min_p: 0.2, ..base }), [false, true, true, false]);
-    }
-
-    #[test]
-    fn greedy_penalty_and_log_probability() {
-        let (token, log_prob) = choose(&LOGITS, &Sampling::greedy(), &[], 0, 0).unwrap();
-        assert_eq!(token, 1);
-        assert!((log_prob - (3.0 - log_sum_exp(&LOGITS))).abs() < 1e-12);
-        let penalised = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
-        assert_eq!(choose(&LOGITS, &penalised, &[1, 1], 0, 0).unwrap().0, 2);
-    }
-
-    #[test]
-    fn bad_parameters_are_named() {
-        let message = |sampling: Sampling| sampling.check().unwrap_err().to_string();
-        let base = Sampling::default();
-        assert!(message(Sampling { temperature: -1.0, ..base }).starts_with("temperature is -1"));
-        assert!(message(Sampling { top_p: 0.0, ..base }).starts_with("top_p"));
-        assert!(message(Sampling { min_p: 2.0, ..base }).starts_with("min_p"));
-        assert!(message(Sampling { repetition_penalty: 0.0, ..base }).contains("1 is off"));
-        assert!(choose(&[f64::NAN, 1.0], &base, &[], 0, 0).is_err());
-    }
-}
+mod tests;

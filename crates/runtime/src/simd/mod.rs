@@ -159,7 +159,7 @@ pub trait Kernel {
 pub enum Isa {
     /// Plain Rust on eight lanes, for any processor.
     Portable,
-    /// AVX2 with FMA, eight lanes.
+    /// AVX2 with FMA and F16C, eight lanes.
     Avx2,
     /// AVX-512 F/BW/DQ/VL, sixteen lanes.
     Avx512,
@@ -174,7 +174,11 @@ impl Isa {
         match self {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -244,13 +248,13 @@ pub fn with_isa<R: Send>(isa: Isa, work: impl FnOnce() -> R + Send) -> Option<R>
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512::new_unchecked())
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx2::new_unchecked())
 }

@@ -67,10 +67,32 @@ macro_rules! check {
 
 check!(exp, f64::exp, -87.0, 88.0, 2.5e-7);
 check!(exp_negative, f64::exp, -87.0, 0.0, 2.5e-7);
+check!(exp2, f64::exp2, -126.0, 127.0, 2.5e-7);
 check!(ln, f64::ln, 1e-30, 100.0, 2.5e-7);
 check!(sigmoid, |x: f64| 1.0 / (1.0 + (-x).exp()), -80.0, 80.0, 4e-7);
 check!(tanh, f64::tanh, -12.0, 12.0, 4e-7);
 check!(softplus, |x: f64| x.exp().ln_1p(), -60.0, 40.0, 6e-7);
+
+#[test]
+fn special_values_of_exp2() {
+    struct F;
+    impl Function for F {
+        #[inline(always)]
+        fn call<S: Simd>(&self, s: S, x: S::F) -> S::F {
+            math::exp2(s, x)
+        }
+    }
+    for isa in Isa::ALL {
+        let input = [f32::NEG_INFINITY, f32::INFINITY, -1000.0, 0.0, 1000.0, f32::NAN];
+        let mut output = [9f32; 6];
+        if with_isa(isa, || dispatch(Map(&input, &mut output, F))).is_none() {
+            continue;
+        }
+        let (least, most) = (f32::MIN_POSITIVE, f32::INFINITY);
+        assert_eq!(output[..5], [least, most, least, 1.0, most], "{isa:?}");
+        assert!(output[5].is_nan(), "{isa:?}: exp2(NaN) = {}", output[5]);
+    }
+}
 
 #[test]
 fn special_values_of_exp() {

@@ -1,8 +1,8 @@
 //! Matrix products on the CPU: `C = f(alpha A B + beta C)` on raw strided matrices.
 //!
 //! A is m x k, B is k x n, C is m x n, all with any strides (also zero and negative for A and B).
-//! Element types: f32, f64, bf16 (summed in f32, stored as bf16 or f32), and f32 times bf16 (weights
-//! kept in half precision). `f` is the [`Epilogue`]: bias, copy of the preactivation, activation,
+//! Element types: f32, f64, bf16 (summed in f32, stored as bf16 or f32), and f32 times bf16 or f16
+//! (weights kept in half precision). `f` is the [`Epilogue`]: bias, copy of the preactivation, activation,
 //! residual. No tensors here, no shape errors, no gradients: `matmul` and the kernels call this.
 //!
 //! # Method

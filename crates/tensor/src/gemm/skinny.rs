@@ -9,9 +9,9 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
-use super::pack::{Packer, Pair, Same, Widen};
+use super::pack::{Packer, Pair, Same, Widen, WidenHalf};
 
 /// Arguments: `rows` of A packed (unit `d` of row `i` at `a + d * a_step + i * 4`), columns of B in
 /// place, and where the sums go.
@@ -78,6 +78,27 @@ impl Units for Widen {
                 std::ptr::copy_nonoverlapping(from.cast::<bf16>(), to, count);
             }
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, sum) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Units for WidenHalf {
+    #[inline(always)]
+    unsafe fn load(from: *const u8, count: usize) -> __m512 {
+        unsafe {
+            let mut narrow = _mm256_setzero_si256();
+            if count >= 16 {
+                narrow = _mm256_loadu_si256(from.cast());
+            } else {
+                let to = (&raw mut narrow).cast::<f16>();
+                std::ptr::copy_nonoverlapping(from.cast::<f16>(), to, count);
+            }
+            _mm512_cvtph_ps(narrow)
         }
     }
     #[inline(always)]
@@ -212,4 +233,5 @@ macro_rules! skinny_table {
 
 skinny_table!(F32, skinny_f32, Same<f32>, "avx512f,avx512vl,avx2,fma");
 skinny_table!(WIDENED, skinny_widened, Widen, "avx512f,avx512vl,avx2,fma");
+skinny_table!(HALF, skinny_half, WidenHalf, "avx512f,avx512vl,avx2,fma");
 skinny_table!(PAIRED, skinny_paired, Pair, "avx512f,avx512bf16,avx512vl,avx2,fma");

@@ -13,8 +13,10 @@
 mod bytes;
 mod detokenizer;
 mod encoder;
+mod settings;
 mod split;
 mod train;
+pub mod vocabulary;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,11 +26,15 @@ use crate::{Error, Result};
 use bytes::TokenBytes;
 pub use detokenizer::Detokenizer;
 use encoder::Encoder;
+pub use settings::Settings;
 pub use train::{STARCODER_SPECIAL_TOKENS, TrainOptions};
 
 /// A byte-level tokenizer. Cloning is cheap; all methods may be called from many threads.
 #[derive(Clone)]
-pub struct Tokenizer(Arc<Inner>);
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+    settings: Arc<Settings>,
+}
 
 struct Inner {
     /// Recognises special tokens in the text.
@@ -46,7 +52,7 @@ fn failed(action: &'static str) -> impl Fn(tokenizers::Error) -> Error {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, or the one inside of a folder.
+    /// Reads a `tokenizer.json`, or the one inside of a folder, and the [`Settings`] beside it.
     ///
     /// # Errors
     /// Unreadable file, malformed JSON, or a tokenizer that is not byte-level.
@@ -57,7 +63,8 @@ impl Tokenizer {
             path: file.clone(),
             offset: e.utf8_error().valid_up_to(),
         })?;
-        Self::from_json(json)
+        let settings = Settings::load(file.parent().unwrap_or(Path::new("")))?;
+        Self::from_json(json)?.with_settings(settings)
     }
 
     /// Reads the text of a `tokenizer.json`.
@@ -76,7 +83,36 @@ impl Tokenizer {
         ordinary.set_encode_special_tokens(true);
         let digest = Digest::of(json.as_bytes());
         let fast = Encoder::new(&json, &bytes);
-        Ok(Self(Arc::new(Inner { marked, ordinary, json, digest, bytes, fast })))
+        let inner = Arc::new(Inner { marked, ordinary, json, digest, bytes, fast });
+        Ok(Self { inner, settings: Arc::default() })
+    }
+
+    /// The same tokenizer with other settings.
+    ///
+    /// # Errors
+    /// When `add_bos` is set and `bos` is not a token.
+    pub fn with_settings(self, settings: Settings) -> Result<Self> {
+        let tokenizer = Self { settings: Arc::new(settings), ..self };
+        if tokenizer.settings.add_bos == Some(true) && tokenizer.bos().is_none() {
+            let given = tokenizer.settings.bos.as_deref().unwrap_or("absent");
+            return Err(Error::argument("bos_token", given, "a token, as add_bos_token is true"));
+        }
+        Ok(tokenizer)
+    }
+
+    /// What the files beside `tokenizer.json` say.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.token_to_id(self.settings.bos.as_deref()?)
+    }
+
+    /// The token that ends an answer, by the settings.
+    pub fn eos(&self) -> Option<u32> {
+        self.token_to_id(self.settings.eos.as_deref()?)
     }
 
     /// Trains a tokenizer on documents: see [`TrainOptions`].
@@ -87,37 +123,70 @@ impl Tokenizer {
         train::train(documents, options)
     }
 
-    /// Writes the file this tokenizer was read from, byte for byte, or the trained one.
+    /// Writes the file this tokenizer was read from, byte for byte, or the trained one; and beside it
+    /// a `tokenizer_config.json` where there are settings.
     ///
     /// # Errors
     /// Whatever writing reports.
     pub fn save(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, &self.0.json).map_err(|e| Error::io("write", path, e))
+        std::fs::write(path, &self.inner.json).map_err(|e| Error::io("write", path, e))?;
+        match *self.settings == Settings::default() {
+            true => Ok(()),
+            false => self.settings.save(path.parent().unwrap_or(Path::new(""))),
+        }
     }
 
     /// The text of `tokenizer.json`.
     pub fn json(&self) -> &str {
-        &self.0.json
+        &self.inner.json
     }
 
     /// SHA-256 of [`Self::json`].
     pub fn digest(&self) -> Digest {
-        self.0.digest
+        self.inner.digest
     }
 
     /// One more than the largest token id, special tokens included: the rows an embedding needs.
     pub fn vocab_size(&self) -> usize {
-        self.0.bytes.len()
+        self.inner.bytes.len()
     }
 
     /// Encodes text in which special tokens mean what they say. `add_special_tokens` also applies
-    /// the file's template (a leading `<s>`, say).
+    /// the file's template (a leading `<s>`, say), or `add_bos_token` of the settings, which wins.
     ///
     /// # Errors
     /// Failures inside of the tokenizer.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self.0.marked.encode_fast(text, add_special_tokens);
-        Ok(encoding.map_err(failed("encode"))?.get_ids().to_vec())
+        let marked = |add| -> Result<Vec<u32>> {
+            let encoding = self.inner.marked.encode_fast(text, add);
+            Ok(encoding.map_err(failed("encode"))?.get_ids().to_vec())
+        };
+        let ids = marked(add_special_tokens)?;
+        let (Some(add), Some(bos), true) = (self.settings.add_bos, self.bos(), add_special_tokens)
+        else {
+            return Ok(ids);
+        };
+        // Whether the template added one shows in the number of leading ones.
+        let leading = |ids: &[u32]| ids.iter().take_while(|&&id| id == bos).count();
+        let added = leading(&ids) > leading(&marked(false)?);
+        Ok(match (add, added) {
+            (true, false) => [&[bos], ids.as_slice()].concat(),
+            (false, true) => ids[1..].to_vec(),
+            _ => ids,
+        })
+    }
+
+    /// Encodes a prompt: as [`Self::encode`] with special tokens, but a text that already begins with
+    /// the token that begins texts (a rendered template, say) does not get a second one.
+    ///
+    /// # Errors
+    /// Failures inside of the tokenizer.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let plain = self.encode(text, false)?;
+        match plain.first() {
+            Some(first) if Some(*first) == self.bos() => Ok(plain),
+            _ => self.encode(text, true),
+        }
     }
 
     /// Encodes text that comes from outside: the spelling of a special token is ordinary text.
@@ -125,7 +194,7 @@ impl Tokenizer {
     /// # Errors
     /// Failures inside of the tokenizer.
     pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
-        if let Some(fast) = &self.0.fast {
+        if let Some(fast) = &self.inner.fast {
             let mut ids = Vec::with_capacity(text.len() / 3);
             if fast.encode(text, &mut ids).is_ok() {
                 return Ok(ids);
@@ -139,7 +208,7 @@ impl Tokenizer {
     /// # Errors
     /// Failures inside of the tokenizer.
     pub fn encode_by_library(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.0.ordinary.encode_fast(text, false);
+        let encoding = self.inner.ordinary.encode_fast(text, false);
         Ok(encoding.map_err(failed("encode"))?.get_ids().to_vec())
     }
 
@@ -154,7 +223,7 @@ impl Tokenizer {
                 ids.append(&mut self.encode_ordinary(chunk.valid())?);
             }
             for &byte in chunk.invalid() {
-                ids.push(self.0.bytes.single(byte).ok_or_else(|| Error::Tokenizer {
+                ids.push(self.inner.bytes.single(byte).ok_or_else(|| Error::Tokenizer {
                     action: "encode a document that is not UTF-8",
                     reason: format!("the vocabulary has no token for byte {byte:#04x}"),
                 })?);
@@ -199,7 +268,7 @@ impl Tokenizer {
     /// An id outside of the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Result<&[u8]> {
         let valid = || format!("0..{}", self.vocab_size());
-        self.0.bytes.get(id).ok_or_else(|| Error::argument("token id", id, valid()))
+        self.inner.bytes.get(id).ok_or_else(|| Error::argument("token id", id, valid()))
     }
 
     /// How many bytes of text each token stands for, by id; 0 for special tokens. The sum over the
@@ -208,7 +277,7 @@ impl Tokenizer {
         let ids = 0..self.vocab_size() as u32;
         ids.map(|id| match self.is_special(id) {
             true => 0,
-            false => self.0.bytes.get(id).map_or(0, |bytes| bytes.len() as u32),
+            false => self.inner.bytes.get(id).map_or(0, |bytes| bytes.len() as u32),
         })
         .collect()
     }
@@ -216,12 +285,12 @@ impl Tokenizer {
     /// The id of a token by its spelling in the file: special tokens as they are, others in the
     /// printable byte alphabet.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.marked.token_to_id(token)
+        self.inner.marked.token_to_id(token)
     }
 
     /// Whether an id is a special token.
     pub fn is_special(&self, id: u32) -> bool {
-        self.0.bytes.is_special(id)
+        self.inner.bytes.is_special(id)
     }
 
     /// The token that ends a document: `<|endoftext|>` or one of its other common spellings.

@@ -1,8 +1,12 @@
 use super::*;
 
+fn golden_in(folder: &str, name: &str) -> String {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/");
+    std::fs::read_to_string(format!("{root}{folder}/{name}")).unwrap()
+}
+
 fn golden(name: &str) -> String {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/29-starcoder/");
-    std::fs::read_to_string(format!("{root}{name}")).unwrap()
+    golden_in("29-starcoder", name)
 }
 
 fn starcoder() -> Tokenizer {
@@ -13,11 +17,8 @@ fn ids(value: &serde_json::Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-#[test]
-fn golden_encode_and_decode() {
-    let tokenizer = starcoder();
-    let cases: serde_json::Value =
-        serde_json::from_str(&golden("tiny-starcoder.text.json")).unwrap();
+fn check_golden(tokenizer: &Tokenizer, cases: &str) {
+    let cases: serde_json::Value = serde_json::from_str(cases).unwrap();
     let cases = cases["encode"].as_array().unwrap();
     assert!(cases.len() > 5);
     for case in cases {
@@ -29,7 +30,31 @@ fn golden_encode_and_decode() {
         assert_eq!(kept, case["decode_keep_special"].as_str().unwrap());
         let skipped = tokenizer.decode(&with_special, true).unwrap();
         assert_eq!(skipped, case["decode_skip_special"].as_str().unwrap());
+        let mut stream = tokenizer.detokenizer(false);
+        let pieces: String = with_special.iter().map(|&id| stream.push(id).unwrap()).collect();
+        assert_eq!(pieces + &stream.finish(), kept);
     }
+}
+
+/// GPT-2's splitter, and Llama 3's with a template that adds the beginning of a text.
+#[test]
+fn golden_encode_and_decode_of_the_engine() {
+    for (folder, cases) in [
+        ("llama-gqa", "llama-gqa.text.json"),
+        ("llama-gqa", "opt.text.json"),
+        ("llama-gqa", "mamba.text.json"),
+        ("llama-gqa", "mamba2.text.json"),
+        ("llama3-rope-tied-bf16", "llama3-rope-tied-bf16.text.json"),
+    ] {
+        let json = golden_in("40-engine", &format!("{folder}/tokenizer.json"));
+        check_golden(&Tokenizer::from_json(json).unwrap(), &golden_in("40-engine", cases));
+    }
+}
+
+#[test]
+fn golden_encode_and_decode() {
+    let tokenizer = starcoder();
+    check_golden(&tokenizer, &golden("tiny-starcoder.text.json"));
     for (id, token) in (0..).zip(STARCODER_SPECIAL_TOKENS) {
         assert_eq!(tokenizer.token_to_id(token), Some(id));
         assert!(tokenizer.is_special(id));
@@ -95,7 +120,7 @@ fn fast_path_equals_the_library() {
         .collect();
     let long = ["=".repeat(5000), " ".repeat(300) + "x", "<|endoftext|><fim_pad>".to_string()];
     for tokenizer in [trained, starcoder()] {
-        assert!(tokenizer.0.fast.is_some());
+        assert!(tokenizer.inner.fast.is_some());
         let texts = sources.map(String::from).into_iter().chain(random.clone()).chain(long.clone());
         for text in texts {
             let expected = tokenizer.encode_by_library(&text).unwrap();
@@ -115,7 +140,7 @@ fn unusual_files_have_no_fast_path() {
     ] {
         assert!(json.contains(from), "{from}");
         let tokenizer = Tokenizer::from_json(json.replace(from, to)).unwrap();
-        assert!(tokenizer.0.fast.is_none(), "{to}");
+        assert!(tokenizer.inner.fast.is_none(), "{to}");
         let ids = tokenizer.encode_ordinary("def f_12()").unwrap();
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), "def f_12()");
     }
@@ -161,4 +186,55 @@ fn bad_arguments_are_named() {
     let plain = golden("tiny-starcoder/tokenizer.json").replace("\"ByteLevel\"", "\"Fuse\"");
     assert!(Tokenizer::from_json(plain).is_err());
     assert!(matches!(Tokenizer::load(Path::new("/nowhere/tokenizer.json")), Err(Error::Io { .. })));
+}
+
+/// `add_bos_token` wins over the template of `tokenizer.json`, and no prompt begins twice.
+#[test]
+fn the_beginning_of_a_text_is_added_once() {
+    let with_template = golden_in("40-engine", "llama3-rope-tied-bf16/tokenizer.json");
+    let without = golden_in("40-engine", "llama-gqa/tokenizer.json");
+    for (json, by_template) in [(with_template, true), (without, false)] {
+        for add_bos in [None, Some(true), Some(false)] {
+            let bos = Some("<|endoftext|>".to_string());
+            let settings = Settings { bos, add_bos, ..Settings::default() };
+            let tokenizer = Tokenizer::from_json(json.as_str()).unwrap();
+            let tokenizer = tokenizer.with_settings(settings).unwrap();
+            let plain = tokenizer.encode("Hello", false).unwrap();
+            let once = [&[0], plain.as_slice()].concat();
+            let expected = if add_bos.unwrap_or(by_template) { &once } else { &plain };
+            assert_eq!(&tokenizer.encode("Hello", true).unwrap(), expected);
+            assert_eq!(&tokenizer.encode_prompt("Hello").unwrap(), expected);
+            assert_eq!(tokenizer.encode_prompt("<|endoftext|>Hello").unwrap(), once);
+        }
+    }
+    let settings = Settings { add_bos: Some(true), ..Settings::default() };
+    let error = starcoder().with_settings(settings).err().unwrap().to_string();
+    assert!(error.contains("bos_token") && error.contains("absent"), "{error}");
+}
+
+/// Pieces of random tokens: together the decoded text, and never half of a character.
+#[test]
+fn streamed_random_tokens_equal_the_decoded_text() {
+    let tokenizer = starcoder();
+    let singles: Vec<u32> =
+        (0..=255).filter_map(|byte| tokenizer.inner.bytes.single(byte)).collect();
+    let mut rng = crate::rng::Rng::new(7, 0);
+    for round in 0..2000 {
+        let length = rng.up_to(12);
+        let ids: Vec<u32> = (0..length)
+            .map(|_| match round % 3 {
+                0 => rng.up_to(tokenizer.vocab_size() as u64 - 1) as u32,
+                1 => singles[rng.up_to(255) as usize],
+                // Lead and continuation bytes, which make characters now and then.
+                _ => singles[128 + rng.up_to(127) as usize],
+            })
+            .collect();
+        let mut stream = tokenizer.detokenizer(false);
+        let mut text = String::new();
+        for &id in &ids {
+            text += &stream.push(id).unwrap();
+        }
+        text += &stream.finish();
+        assert_eq!(text, tokenizer.decode(&ids, false).unwrap(), "{ids:?}");
+    }
 }

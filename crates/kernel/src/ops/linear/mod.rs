@@ -8,6 +8,14 @@
 //! Backward with dp = f'(p) dy, where p is the value before f: `dx = dp W`, `dW = dp^T x`,
 //! `db = sum of the rows of dp`, `dresidual = dy`. dp and db are made in one pass. p is kept only when
 //! a gradient is wanted and f needs it; without f, nothing but x and W is.
+//!
+//! W has the dtype of x, or, beside an f32 x, is bf16 or f16: weights as a checkpoint stores them,
+//! widened in registers, with products and sums in f32 as if they had been cast. dW then is the f32
+//! sum rounded once.
+//!
+//! # Bits
+//! A row of y depends on its row of x alone, whatever else is in the batch (the *invariant* level):
+//! the engine sums every element in an order given by k.
 
 mod cpu;
 pub mod reference;
@@ -15,13 +23,15 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use cpu::{before_activation, epilogue_activation, matrix, matrix_mut};
+
 use crate::hook::{self, check_dtype, check_float, check_shape, dense, dense_as, listed, required};
 use crate::ops::activation::Activation;
-use danaus_tensor::registry::{Arg, Attr, Kind, OpSpec};
+use danaus_tensor::registry::{Arg, Args, Attr, Kind, OpSpec};
 use danaus_tensor::{
-    Backward, DType, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, is_recording,
+    Backward, DType, Error, Inputs, Level, Meta, Op, Result, Saves, Tensor, apply, is_recording,
 };
-use half::bf16;
+use half::{bf16, f16};
 
 /// What follows the product.
 #[derive(Clone, Copy, Default)]
@@ -34,10 +44,21 @@ pub struct Extras<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
+/// Whether [`linear`] takes weights of one dtype beside an x of another: equal ones (f64, f32, bf16),
+/// and bf16 or f16 beside f32.
+pub fn accepts(x: DType, weight: DType) -> bool {
+    match x {
+        DType::F32 => matches!(weight, DType::F32 | DType::BF16 | DType::F16),
+        DType::F64 | DType::BF16 => weight == x,
+        _ => false,
+    }
+}
+
 /// `f(x W^T + b) + residual`.
 ///
 /// # Errors
-/// When shapes do not fit, or `weight` and `residual` do not have the dtype of `x` (f64, f32, bf16).
+/// When shapes do not fit, `residual` does not have the dtype of `x` (f64, f32, bf16), or `weight` has
+/// another one, except bf16 or f16 beside f32.
 pub fn linear(x: &Tensor, weight: &Tensor, extras: Extras) -> Result<Tensor> {
     let Extras { bias, activation, residual } = extras;
     let inputs = [Some(x), Some(weight), bias, residual];
@@ -61,7 +82,11 @@ impl Op for Linear {
         let op = self.name();
         let (x, weight) = (required(op, inputs, 0, "x")?, required(op, inputs, 1, "weight")?);
         check_float(op, "x", x)?;
-        check_dtype(op, ("weight", weight), ("x", x))?;
+        if !accepts(x.dtype(), weight.dtype()) {
+            let narrow = if x.dtype() == DType::F32 { ", bf16 or f16" } else { "" };
+            let allowed = format!("{} as x{narrow}", x.dtype());
+            return Err(Error::dtype(op, "weight", weight.dtype(), allowed));
+        }
         let features = hook::last_dim(op, "x", x)?;
         if weight.rank() != 2 || weight.dims()[1] != features {
             let expected = format!("[out, {features}]");
@@ -78,6 +103,10 @@ impl Op for Linear {
             check_shape(op, "residual", residual, &dims)?;
         }
         Ok(vec![Meta::new(dims, x.dtype()); if self.keep { 2 } else { 1 }])
+    }
+
+    fn level(&self) -> Level {
+        Level::Invariant
     }
 
     fn saves(&self) -> Saves {
@@ -99,11 +128,9 @@ impl Op for Linear {
             residual: residual.as_ref(),
         };
         let (y, before) = (&mut y[0], before.first_mut());
-        match x.dtype() {
-            DType::F64 => product.run::<f64>(y, before),
-            DType::F32 => product.run::<f32>(y, before),
-            _ => product.run::<bf16>(y, before),
-        }
+        cpu::match_pair!("linear", x.dtype(), weight.dtype(), (T, W) => {
+            product.run::<T, W>(y, before)
+        })
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
@@ -126,26 +153,39 @@ impl Op for Linear {
     }
 }
 
+/// The attribute that names the activation.
+pub(crate) const ACTIVATION: Attr =
+    Attr::new("activation", Kind::Text, "none", "none, gelu, gelu_tanh, silu, relu");
+
+/// Its value.
+pub(crate) fn activation(op: &'static str, args: &Args) -> Result<Option<Activation>> {
+    match args.text("activation") {
+        None | Some("none") => Ok(None),
+        Some(name) => Activation::from_name(name).map(Some).ok_or_else(|| {
+            Error::argument(op, "activation", name, "none, gelu, gelu_tanh, silu or relu")
+        }),
+    }
+}
+
 /// The operator of this folder for the operator runner.
 pub const SPECS: &[OpSpec] = &[OpSpec {
     name: "linear",
     summary: "f(x weight^T + bias) + residual",
     inputs: &[
         Arg::float("x", "... in"),
-        Arg::float("weight", "out in"),
+        Arg {
+            name: "weight",
+            shape: "out in",
+            dtypes: &[DType::F64, DType::F32, DType::BF16, DType::F16],
+            optional: false,
+        },
         Arg::float("bias", "out").optional(),
         Arg::float("residual", "... out").optional(),
     ],
-    attributes: &[Attr::new("activation", Kind::Text, "none", "none, gelu, gelu_tanh, silu, relu")],
+    attributes: &[ACTIVATION],
     outputs: &["y"],
     call: |args| {
-        let activation = match args.text("activation") {
-            None | Some("none") => None,
-            Some(name) => Some(Activation::from_name(name).ok_or_else(|| {
-                let valid = "none, gelu, gelu_tanh, silu or relu";
-                Error::argument("linear", "activation", name, valid)
-            })?),
-        };
+        let activation = activation("linear", args)?;
         let (bias, residual) = (args.optional("bias"), args.optional("residual"));
         let extras = Extras { bias, activation, residual };
         listed(linear(args.input("x")?, args.input("weight")?, extras)?)

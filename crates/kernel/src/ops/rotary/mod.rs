@@ -9,7 +9,7 @@
 //!
 //! The tables `cos` and `sin` are `[positions, rotary_dim / 2]`, f32 whatever the type of `x`: a bf16
 //! angle is wrong by whole turns at long range. The gradient is the inverse rotation. Frequency
-//! scaling (linear, Llama 3) changes the tables alone and is not built here.
+//! scaling (linear, Llama 3) changes the tables alone: [`tables_from`] takes any frequencies.
 
 pub mod cpu;
 pub mod reference;
@@ -50,18 +50,25 @@ pub fn tables(positions: usize, rotary_dim: usize, theta: f64) -> Result<(Tensor
     if theta.is_nan() || theta <= 0.0 {
         return Err(Error::argument("rotary", "theta", theta, "above 0, usually 10000"));
     }
-    let (cos, sin) = angle_tables(positions, rotary_dim, theta);
-    let table = |values| Tensor::from_vec(values, [positions, rotary_dim / 2], &Device::Cpu);
+    tables_from(positions, &frequencies(rotary_dim, theta))
+}
+
+/// The tables of other frequencies (radians per position, one per pair), likewise in f64.
+///
+/// # Errors
+/// When memory is missing.
+pub fn tables_from(positions: usize, frequencies: &[f64]) -> Result<(Tensor, Tensor)> {
+    let (cos, sin) = angle_tables(positions, frequencies);
+    let table = |values| Tensor::from_vec(values, [positions, frequencies.len()], &Device::Cpu);
     Ok((table(cos)?, table(sin)?))
 }
 
-fn angle_tables(positions: usize, rotary_dim: usize, theta: f64) -> (Vec<f32>, Vec<f32>) {
-    let half = rotary_dim / 2;
-    let angle = |at: usize| {
-        let frequency = theta.powf(-2.0 * (at % half) as f64 / rotary_dim as f64);
-        (at / half) as f64 * frequency
-    };
-    let angles = (0..positions * half).map(angle);
+fn frequencies(rotary_dim: usize, theta: f64) -> Vec<f64> {
+    (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect()
+}
+
+fn angle_tables(positions: usize, frequencies: &[f64]) -> (Vec<f32>, Vec<f32>) {
+    let angles = (0..positions).flat_map(|at| frequencies.iter().map(move |f| at as f64 * f));
     angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
 }
 

@@ -45,6 +45,7 @@ impl LanguageModel for Decoder {
                 sampling,
                 stop: request.stop.to_vec(),
                 vocab_size: request.vocab_size,
+                ..Request::default()
             },
             |_, _| {},
         )?;

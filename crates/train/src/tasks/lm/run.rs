@@ -136,34 +136,6 @@ pub fn run(request: &LmRun, watcher: &mut dyn Watcher, stop: &AtomicBool) -> Res
     finish(request, summary, model, &task, (&training, &held_out))
 }
 
-/// Held-out loss, perplexity and bits per byte of a model on files it has not seen.
-///
-/// # Errors
-/// When the files cannot be read, or the model has no tokenizer.
-pub fn evaluate_file(
-    model: Model,
-    path: &Path,
-    context: usize,
-    not_utf8: NotUtf8,
-) -> Result<Validation> {
-    let most = model.decoder.config().max_positions;
-    if context > most {
-        let valid = format!("at most {most} (max_positions of the model)");
-        return Err(Error::config("--context", context, valid));
-    }
-    let tokenizer = model.tokenizer()?.clone();
-    let mut options = GatherOptions::new(Source::Path(path.to_path_buf()));
-    options.not_utf8 = not_utf8;
-    let documents = bytes(Corpus::gather(&options)?.documents);
-    let encoded = Arc::new(PackedDocuments::encode(&documents, &tokenizer)?);
-    let data = LmData { tokenizer, training: encoded.clone(), held_out: Some(encoded) };
-    let mut options = LmOptions::new(4, context, 0);
-    options.loader.fim = None;
-    let task = LanguageModelling::new(model.decoder, data, options)?;
-    let found = task.evaluate(None)?;
-    found.ok_or_else(|| Error::config("--text", path.display(), "a text of at least two tokens"))
-}
-
 fn bytes(documents: Vec<Document>) -> Documents {
     documents.into_iter().map(|document| document.bytes).collect()
 }

@@ -1,0 +1,196 @@
+//! The Jinja environment: functions, filters, limits.
+
+use std::borrow::Cow;
+use std::error::Error as _;
+use std::fmt;
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, Error as JinjaError, ErrorKind};
+use serde::Serialize;
+
+use super::json::Python;
+use crate::{Error, Result};
+
+/// The name under which the one template is known.
+const NAME: &str = "chat";
+/// Longest source; real templates have at most some ten thousand characters.
+const MAX_SOURCE: usize = 1 << 20;
+/// Steps of the template engine; a long conversation takes some ten thousand.
+const FUEL: u64 = 5_000_000;
+/// Nested macros and loops.
+const RECURSION: usize = 64;
+/// Bytes of a rendered conversation.
+const MAX_OUTPUT: usize = 64 << 20;
+
+/// What `raise_exception` was called with.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+pub(super) fn build(source: &str) -> Result<Environment<'static>> {
+    if source.len() > MAX_SOURCE {
+        let problem = format!("{} bytes; valid: at most {MAX_SOURCE}", source.len());
+        return Err(Error::Template { line: None, problem });
+    }
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_keep_trailing_newline(false);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_formatter(|out, _, value| match value.kind() {
+        ValueKind::Bool => Ok(write!(out, "{}", if value.is_true() { "True" } else { "False" })?),
+        ValueKind::None => Ok(write!(out, "None")?),
+        _ => Ok(write!(out, "{value}")?),
+    });
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_filter("tojson", to_json);
+    let source = without_generation_marks(source).into_owned();
+    environment.add_template_owned(NAME, source).map_err(translate)?;
+    Ok(environment)
+}
+
+pub(super) fn render(environment: &Environment, context: Value) -> Result<String> {
+    let template = environment.get_template(NAME).map_err(translate)?;
+    let mut output = Bounded(Vec::new());
+    template.render_to_write(context, &mut output).map_err(translate)?;
+    String::from_utf8(output.0)
+        .map_err(|_| Error::Template { line: None, problem: "the output is not UTF-8".into() })
+}
+
+/// An output with a limit.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            let problem = format!("the output exceeds {MAX_OUTPUT} bytes");
+            return Err(std::io::Error::other(Raised(problem)));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The template's own words where it has any, else what minijinja says, with the line.
+fn translate(error: JinjaError) -> Error {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(Raised(message)) = inner.downcast_ref::<Raised>() {
+            return Error::Refused(message.clone());
+        }
+        if inner.is::<std::io::Error>() {
+            return Error::Template { line: error.line(), problem: inner.to_string() };
+        }
+        cause = inner.source();
+    }
+    let problem = match error.kind() {
+        ErrorKind::OutOfFuel => format!("takes more than {FUEL} steps"),
+        kind => match error.detail() {
+            Some(detail) => format!("{kind}: {detail}"),
+            None => kind.to_string(),
+        },
+    };
+    Error::Template { line: error.line(), problem }
+}
+
+fn raise_exception(message: &str) -> std::result::Result<Value, JinjaError> {
+    let raised = JinjaError::new(ErrorKind::InvalidOperation, "the template raised an exception");
+    Err(raised.with_source(Raised(message.to_string())))
+}
+
+fn strftime_now(format: &str) -> std::result::Result<String, JinjaError> {
+    let now = jiff::Zoned::now();
+    jiff::fmt::strtime::format(format, &now).map_err(|error| {
+        JinjaError::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"))
+    })
+}
+
+fn to_json(
+    value: &Value,
+    indent: Option<usize>,
+    options: Kwargs,
+) -> std::result::Result<Value, JinjaError> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => options.get("indent")?,
+    };
+    if indent.is_some_and(|indent| indent > 16) {
+        return Err(JinjaError::new(ErrorKind::InvalidOperation, "tojson: indent above 16"));
+    }
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let separators = separators.and_then(|pair| <[String; 2]>::try_from(pair).ok());
+    let ascii: Option<bool> = options.get("ensure_ascii")?;
+    let sorted: Option<bool> = options.get("sort_keys")?;
+    options.assert_all_used()?;
+    let formatter = Python::new(indent, separators.map(|[item, key]| (item, key)));
+    let mut bytes = Vec::new();
+    let mut writer = serde_json::Serializer::with_formatter(&mut bytes, formatter);
+    let written = match sorted {
+        // A `serde_json::Value` keeps its keys sorted.
+        Some(true) => serde_json::to_value(value).and_then(|value| value.serialize(&mut writer)),
+        _ => value.serialize(&mut writer),
+    };
+    let fail = |problem: String| JinjaError::new(ErrorKind::BadSerialization, problem);
+    written.map_err(|error| fail(format!("tojson: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| fail(error.to_string()))?;
+    Ok(Value::from(if ascii == Some(true) { escape_non_ascii(&text) } else { text }))
+}
+
+/// Other characters as `\uXXXX`, in surrogate pairs where needed. They occur inside of strings only.
+fn escape_non_ascii(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                escaped += &format!("\\u{unit:04x}");
+            }
+        }
+    }
+    escaped
+}
+
+/// `{% generation %}` and its end as the scope `{% if true %}`, white space control kept.
+fn without_generation_marks(source: &str) -> Cow<'_, str> {
+    if !source.contains("generation") {
+        return Cow::Borrowed(source);
+    }
+    let mut result = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        result.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (inner, after) = (&tag[2..end], &tag[end..]);
+        let word = inner.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
+        let replaced = match word {
+            "generation" => inner.replace("generation", "if true"),
+            "endgeneration" => inner.replace("endgeneration", "endif"),
+            _ => inner.to_string(),
+        };
+        result.push_str("{%");
+        result.push_str(&replaced);
+        rest = after;
+    }
+    result.push_str(rest);
+    Cow::Owned(result)
+}
