@@ -178,15 +178,20 @@ impl Attention {
         let head_dim = config.dim(d_model);
         let (q, kv) = (config.n_heads * head_dim, config.kv_heads() * head_dim);
         let vector = |wanted: bool, name: &str, param: &str, size: usize, value: f64| {
-            let make =
-                || params.pp(name).param_no_decay(param, [size], Init::Constant(value));
+            let make = || params.pp(name).param_no_decay(param, [size], Init::Constant(value));
             wanted.then(make).transpose()
         };
         let normed = config.qk_norm_eps.is_some();
         let q_norm = vector(normed, "q_norm", "weight", head_dim, 1.0)?;
         let k_norm = vector(normed, "k_norm", "weight", head_dim, 1.0)?;
         Ok(Self {
-            qkv: format.build_stacked(params, "qkv", &[("q", q), ("k", kv), ("v", kv)], d_model, 1.0)?,
+            qkv: format.build_stacked(
+                params,
+                "qkv",
+                &[("q", q), ("k", kv), ("v", kv)],
+                d_model,
+                1.0,
+            )?,
             out: format.build(&params.pp("out"), [d_model, q], 1.0)?,
             qkv_bias: vector(config.bias, "qkv", "bias", q + 2 * kv, 0.0)?,
             out_bias: vector(config.has_out_bias(), "out", "bias", d_model, 0.0)?,

@@ -260,7 +260,9 @@ impl Opened {
         let tokenizer = Tokenizer::load(&path)?;
         let (ours, theirs) = (self.config.vocab_size, tokenizer.vocab_size());
         if theirs > ours {
-            return Err(self.fail(format!("{TOKENIZER_NAME} has {theirs} tokens, the model {ours}")));
+            return Err(
+                self.fail(format!("{TOKENIZER_NAME} has {theirs} tokens, the model {ours}"))
+            );
         }
         Ok(Some(tokenizer))
     }

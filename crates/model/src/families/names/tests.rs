@@ -137,7 +137,10 @@ fn exporting_splits_what_is_joined() {
     let sizes = [4, 2, 2];
     let parts = stored(&table(), "layers.0.mixer.qkv.weight", &whole, &sizes).unwrap();
     let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["model.h.0.q_proj.weight", "model.h.0.k_proj.weight", "model.h.0.v_proj.weight"]);
+    assert_eq!(
+        names,
+        ["model.h.0.q_proj.weight", "model.h.0.k_proj.weight", "model.h.0.v_proj.weight"]
+    );
     assert_eq!(values(&parts[1].1), [5.0, 6.0]);
     assert!(stored(&table(), "project_in.weight", &whole, &sizes).is_err());
 }
