@@ -153,6 +153,11 @@ impl Config {
         self.layers.chars().map(MixerKind::from_letter).collect()
     }
 
+    /// Whether there are recurrent mixers and nothing else.
+    pub fn is_recurrent(&self) -> bool {
+        self.mlp == MlpConfig::None && self.layers.chars().all(|letter| "MS".contains(letter))
+    }
+
     /// Number of tokens; rows of the tables from there on are padding.
     pub fn tokens(&self) -> usize {
         self.used_vocab.unwrap_or(self.vocab_size)

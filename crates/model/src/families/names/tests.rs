@@ -69,7 +69,7 @@ fn table() -> NameMap {
         .row_for("A", "layers.{}.mixer.q", "model.h.{}.q_proj", How::Same)
         .row_for("A", "layers.{}.mixer.k", "model.h.{}.k_proj", How::Same)
         .row_for("A", "layers.{}.mixer.v", "model.h.{}.v_proj", How::Same)
-        .row("layers.{}", "model.h.{}")
+        .row_for("M", "layers.{}", "model.h.{}", How::Same)
         .ignore("model.h.{}.mask")
 }
 
