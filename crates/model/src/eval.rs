@@ -11,7 +11,9 @@ const PASS: usize = 4096;
 const IGNORED: i64 = -100;
 
 /// `logits` `[batch, length, vocab]`, and with `hidden` the residual stream `hidden_00`, `hidden_01`,
-/// ... after the embedding and after each block (the last one after the final norm).
+/// ... as the originals list it: after the embedding and after each block, the last one after the final
+/// norm. For recurrent models without attention and channel mixers (Mamba) that is after each block,
+/// and then after the final norm.
 ///
 /// `attention_mask` `[batch, length]` marks real tokens with 1; padding may stand on either side. The
 /// batch is packed without it, and rows of padding are zero.
@@ -68,6 +70,10 @@ pub fn logits(
     no_grad(|| {
         let mut streams = Vec::new();
         let last = decoder.hidden_states(&tokens, &packed, |_, x| streams.push(x.clone()))?;
+        if decoder.config().is_recurrent() {
+            // The stream before the first block makes room for the last norm.
+            streams.rotate_left(1);
+        }
         if let Some(end) = streams.last_mut() {
             *end = last.clone();
         }

@@ -147,9 +147,7 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
         Box::new(
             Mamba2::build(&params(3), &tiny(2, None, true), D_MODEL, Format::Dense, 1.0).unwrap(),
         ),
-        Box::new(
-            Mamba2::build(&params(3), &other_options(), D_MODEL, Format::Dense, 1.0).unwrap(),
-        ),
+        Box::new(Mamba2::build(&params(3), &other_options(), D_MODEL, Format::Dense, 1.0).unwrap()),
         Box::new(
             Mamba2::build(&params(4), &tiny(1, Some(16), false), D_MODEL, Format::LowRank(5), 1.0)
                 .unwrap(),

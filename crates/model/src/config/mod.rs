@@ -161,6 +161,11 @@ impl Config {
         self.layers.chars().map(MixerKind::from_letter).collect()
     }
 
+    /// Whether there are recurrent mixers and nothing else.
+    pub fn is_recurrent(&self) -> bool {
+        self.mlp == MlpConfig::None && self.layers.chars().all(|letter| "MS".contains(letter))
+    }
+
     /// Number of tokens; rows of the tables from there on are padding.
     pub fn tokens(&self) -> usize {
         self.used_vocab.unwrap_or(self.vocab_size)
@@ -214,7 +219,8 @@ impl Config {
         let mixers = self.mixers()?;
         if let Some(mamba2) = &self.mamba2 {
             let (expand, groups) = ("mamba2.expand", "mamba2.n_groups");
-            for (field, value, most) in [(expand, mamba2.expand, 64), (groups, mamba2.n_groups, 4096)]
+            for (field, value, most) in
+                [(expand, mamba2.expand, 64), (groups, mamba2.n_groups, 4096)]
             {
                 if value == 0 || value > most {
                     return Err(Error::argument(field, value, format!("1..={most}")));
@@ -235,7 +241,9 @@ impl Config {
             mixers.contains(&MixerKind::Window),
         );
         match (has_window, windows) {
-            (true, false) => Err(Error::argument("layers", &self.layers, "with a W for the window")),
+            (true, false) => {
+                Err(Error::argument("layers", &self.layers, "with a W for the window"))
+            }
             (false, true) => {
                 Err(Error::argument("attention.window", "missing", "a width for the W in layers"))
             }
@@ -248,7 +256,8 @@ impl Config {
     /// # Errors
     /// When it is missing.
     pub fn attention(&self) -> Result<&AttentionConfig> {
-        let missing = || Error::argument("attention", "missing", "a section, for the attention in layers");
+        let missing =
+            || Error::argument("attention", "missing", "a section, for the attention in layers");
         self.attention.as_ref().ok_or_else(missing)
     }
 
