@@ -31,8 +31,6 @@ fn config(name: &str) -> Config {
             head_dim: 8,
             n_groups: 2,
             chunk_size: 8,
-            // That library normalises all features together, whatever the groups are.
-            norm_groups: Some(1),
             ..Mamba2Config::default()
         }),
         mamba1: Some(Mamba1Config { d_state: 4, ..Mamba1Config::default() }),
