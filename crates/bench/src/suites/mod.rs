@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+mod linear;
 mod matmul;
 mod model;
 mod ssd;
@@ -48,6 +49,7 @@ pub struct Suite {
 pub const SUITES: &[Suite] = &[
     Suite { name: "attention", summary: "attention, forward", cases: attention::cases },
     Suite { name: "elementwise", summary: "add, exp, softmax", cases: elementwise::cases },
+    Suite { name: "linear", summary: "decoding: weights as stored", cases: linear::cases },
     Suite { name: "matmul", summary: "matrix products of 1024^3", cases: matmul::cases },
     Suite { name: "model", summary: "training steps of small models", cases: model::cases },
     Suite { name: "ssd", summary: "state space duality, forward", cases: ssd::cases },
