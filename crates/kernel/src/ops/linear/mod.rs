@@ -116,7 +116,7 @@ impl Op for Linear {
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = dense(required(self.name(), inputs, 0, "x")?)?;
-        let weight = dense(required(self.name(), inputs, 1, "weight")?)?;
+        let weight = required(self.name(), inputs, 1, "weight")?.detach();
         let bias = hook::optional_as(hook::given(inputs, 2), x.dtype().accumulator())?;
         let residual = hook::given(inputs, 3).map(dense).transpose()?;
         let (y, before) = outputs.split_at_mut(1);
@@ -134,7 +134,7 @@ impl Op for Linear {
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
-        let (x, weight) = (dense(ctx.input(0)?)?, dense(ctx.input(1)?)?);
+        let (x, weight) = (dense(ctx.input(0)?)?, ctx.input(1)?.detach());
         let Some(dy) = &ctx.grads[0] else { return Ok(vec![None; 4]) };
         let dy = dense(dy)?;
         let curve = match self.activation {
