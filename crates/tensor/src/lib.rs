@@ -48,7 +48,7 @@ pub use layout::Layout;
 pub use param::{Init, Param, ParamBuilder, ParamSet, update_all};
 pub use shape::Shape;
 pub use tape::{
-    Backward, Gradients, Inputs, Level, Meta, Op, Saves, apply, backward_with, checkpoint,
-    is_recording, no_grad,
+    Backward, Gradients, Inputs, Level, Meta, Op, Saves, apply, asked_level, backward_with,
+    checkpoint, is_recording, no_grad, with_level,
 };
 pub use tensor::{Tensor, TensorId, View};

@@ -10,10 +10,12 @@
 
 mod backward;
 mod checkpoint;
+mod level;
 mod op;
 
 pub use backward::{Gradients, backward_with};
 pub use checkpoint::checkpoint;
+pub use level::{asked_level, with_level};
 pub use op::{Backward, Inputs, Level, Meta, Op, Saves, apply};
 
 use crate::{Result, Tensor, TensorId};
