@@ -164,7 +164,7 @@ impl Variant {
     }
 
     /// Only for chips from this compute capability on.
-    pub const fn from(self, number: u32) -> Self {
+    pub fn from(self, number: u32) -> Self {
         Self { from: number, ..self }
     }
 }

@@ -1,6 +1,7 @@
 //! One device: context, compute stream, limits.
 
 use super::compile::Arch;
+use super::fault::Faults;
 use super::launch::Modules;
 use super::memory::Pool;
 use super::{Error, Result, blas};
@@ -42,6 +43,7 @@ pub struct Gpu {
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     pub(super) pool: Pool,
+    pub(super) faults: Faults,
     pub(super) modules: Modules,
     pub(super) blas: OnceLock<Result<blas::Handle>>,
     /// Entry point launched last, for messages about errors that surface later.
@@ -112,6 +114,7 @@ impl Gpu {
         let limits = limits(arch, memory_bytes, |attribute| Ok(number(attribute)?.max(0) as u32))?;
         let name = context.name().map_err(|error| Error::driver("cuDeviceGetName", error))?;
         let pool = Pool::of(&context)?;
+        let faults = Faults::of(&context)?;
         Ok(Self {
             index,
             name,
@@ -120,6 +123,7 @@ impl Gpu {
             context,
             stream,
             pool,
+            faults,
             modules: Modules::default(),
             blas: OnceLock::new(),
             last_kernel: Mutex::new(None),
@@ -149,12 +153,14 @@ impl Gpu {
     /// Waits until everything that was put on the stream is done.
     ///
     /// # Errors
-    /// Whatever went wrong on the device since the last wait, with the kernel launched last.
+    /// Whatever went wrong on the device since the last wait, with the kernel launched last; and what
+    /// a kernel reported through [`super::fault`].
     pub fn synchronize(&self) -> Result<()> {
         let done = self.bind().and_then(|()| {
             self.stream.synchronize().map_err(|error| Error::driver("cuStreamSynchronize", error))
         });
-        done.map_err(|error| self.blame(error))
+        done.map_err(|error| self.blame(error))?;
+        self.faults.take()
     }
 
     /// Bytes that are free on the device now (our pool's reserve not counted), and all bytes.

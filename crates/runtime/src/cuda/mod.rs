@@ -11,6 +11,7 @@
 //! | [`memory`] | [`DeviceBuffer`], [`PinnedBuffer`], copies, statistics |
 //! | [`compile`] | [`Source`] to cubin, with a cache on disk; what a kernel needs of the chip |
 //! | [`launch`] | [`Kernel`], [`Launch`], typed arguments, checks before a launch |
+//! | [`fault`] | bad values that only a kernel sees, such as indices |
 //! | [`tensor_map`] | descriptors of the bulk copy engine |
 //! | [`graph`] | capture and replay with memory of its own |
 //! | [`event`] | time on the GPU's clock |
@@ -30,13 +31,14 @@ pub mod blas;
 pub mod compile;
 pub mod error;
 pub mod event;
+pub mod fault;
 pub mod gpu;
 pub mod graph;
 pub mod launch;
 pub mod memory;
 pub mod tensor_map;
 
-pub use compile::{Arch, Header, Resources, Source, Variant};
+pub use compile::{Arch, Defines, Header, Resources, Source, Variant};
 pub use error::{Error, Result};
 pub use event::{Event, time};
 pub use gpu::{Gpu, Limits};
