@@ -148,7 +148,7 @@ impl Display for Defines {
 #[derive(Clone, Debug)]
 pub struct Variant {
     /// The source.
-    pub source: &'static Source,
+    pub source: Source,
     /// Its constants.
     pub defines: Defines,
     /// The lowest compute capability that it compiles for, such as 80 or 90.
@@ -159,7 +159,7 @@ pub struct Variant {
 
 impl Variant {
     /// A variant for compute capability 8.0 on, without spills.
-    pub const fn new(source: &'static Source, defines: Defines) -> Self {
+    pub const fn new(source: Source, defines: Defines) -> Self {
         Self { source, defines, from: 80, spills: None }
     }
 

@@ -215,6 +215,7 @@ mod tests {
 
     #[test]
     fn the_map_has_the_size_and_alignment_that_kernels_expect() {
-        assert_eq!((size_of::<TensorMap>(), align_of::<TensorMap>()), (128, 64));
+        assert_eq!(size_of::<TensorMap>(), 128);
+        assert!(align_of::<TensorMap>() >= 64);
     }
 }
