@@ -67,7 +67,10 @@ mod tests {
     fn every_row_fits_its_layout_and_every_layout_is_built() {
         for cols in [1, 31, 32, 33, 512, 513, 768, 4096, 4097, 8192, 16384, 16385, 151_936] {
             let plan = RowPlan::new(cols);
-            assert!(plan.items == 0 || (plan.items * plan.group) as usize >= cols, "{cols} {plan:?}");
+            assert!(
+                plan.items == 0 || (plan.items * plan.group) as usize >= cols,
+                "{cols} {plan:?}"
+            );
             assert!(RowPlan::all().any(|built| built == plan), "{cols} {plan:?}");
         }
         assert_eq!(RowPlan::new(16384).items, 16);

@@ -9,7 +9,7 @@ use crate::storage::Storage;
 use crate::tape::record_moved;
 use crate::{DType, Device, Element, Error, Result, Tensor};
 use danaus_runtime::cuda::{DeviceBuffer, Gpu, Header};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Element types and conversions between them, for kernels.
 pub const SCALAR: Header = Header { name: "scalar.cuh", text: include_str!("scalar.cuh") };
@@ -48,6 +48,13 @@ pub(crate) fn bits_type(dtype: DType) -> &'static str {
         8 => "u64",
         _ => "u128",
     }
+}
+
+/// Whether f32 products may use TF32, which rounds operands to 10 bits: only when `DANAUS_TF32=1`
+/// asks for it.
+pub fn tf32() -> bool {
+    static ASKED: OnceLock<bool> = OnceLock::new();
+    *ASKED.get_or_init(|| std::env::var_os("DANAUS_TF32").is_some_and(|value| value == "1"))
 }
 
 /// The elements as bytes.

@@ -392,6 +392,18 @@ impl Op for IndexSelect {
     }
 }
 
+/// Picks positions along `dim` by the indices, of any shape and in row-major order, into a fresh tensor
+/// of that many positions. For operators that are a lookup inside.
+///
+/// # Errors
+/// When the index is not of an integer dtype, or one is outside (on a GPU: at the next wait).
+pub fn index_select_into(x: &Tensor, dim: usize, index: &Tensor, out: &mut Tensor) -> Result<()> {
+    check_index_dtype("index_select", index)?;
+    let list = index.detach().reshape([index.elem_count()])?;
+    let op = IndexSelect { dim, shape: x.shape().clone() };
+    op.run(&[Some(x), Some(&list)], std::slice::from_mut(out))
+}
+
 /// `y = x`, then `y[o, index[n], i] += src[o, n, i]`.
 struct IndexAdd {
     dim: usize,

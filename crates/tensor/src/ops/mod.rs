@@ -23,6 +23,7 @@ mod view;
 pub(crate) use accumulate::accumulate;
 pub(crate) use copy::cuda::fill_all as fill_cuda;
 pub use elementwise::evaluate_into;
+pub use index::index_select_into;
 pub use specs::SPECS;
 
 use crate::{Error, Inputs, Result, Tensor};

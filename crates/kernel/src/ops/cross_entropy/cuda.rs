@@ -10,7 +10,8 @@ use danaus_tensor::{DType, Error, Result, Tensor, no_grad};
 
 const OP: &str = "cross_entropy";
 const HEADERS: &[Header] = &[SCALAR, BLOCK, fault::HEADER];
-static SOURCE: Source = Source::new("cross_entropy.cuh", include_str!("cross_entropy.cuh"), HEADERS);
+static SOURCE: Source =
+    Source::new("cross_entropy.cuh", include_str!("cross_entropy.cuh"), HEADERS);
 
 /// The kernel's `Loss`.
 #[repr(C)]
@@ -85,9 +86,7 @@ pub(super) fn forward(
         let result = match options.reduction {
             Reduction::None => losses,
             Reduction::Sum => losses.sum_all()?,
-            Reduction::Mean => {
-                losses.sum_all()?.mul(&factor(options, &targets, lse.dtype())?)?
-            }
+            Reduction::Mean => losses.sum_all()?.mul(&factor(options, &targets, lse.dtype())?)?,
         };
         evaluate_into(&[Expr::input(0)], &[&result], std::slice::from_mut(loss))
     })
@@ -116,7 +115,8 @@ pub(super) fn backward(
     let kernel = gpu.kernel(&SOURCE, "backward", &defines)?;
     let (z, t, log) = (logits.device_address()?, targets.device_address()?, lse.device_address()?);
     let (dloss, dlse) = (dloss.contiguous()?, dlse.contiguous()?);
-    let (g, h, to) = (dloss.device_address()?, dlse.device_address()?, dlogits.device_address_mut()?);
+    let (g, h, to) =
+        (dloss.device_address()?, dlse.device_address()?, dlogits.device_address_mut()?);
     let arguments: [&dyn Argument; 7] = [&z, &t, &log, &g, &h, &to, &args];
     // SAFETY: as in `forward`; bad targets change nothing but their own row.
     Ok(unsafe { kernel.launch(&launch(tokens)?, &arguments)? })

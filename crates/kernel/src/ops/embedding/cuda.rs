@@ -1,12 +1,12 @@
 //! Token embedding on a GPU: rows picked by index, and their cotangents added back in the order of
 //! their positions. Ids are checked by the kernels and reported by the next call that waits.
 
+use danaus_tensor::ops::index_select_into;
 use danaus_tensor::{Result, Tensor, no_grad};
 
-/// `weight[ids]`, rows in the order of `ids`.
-pub(super) fn forward(weight: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    let list = ids.detach().reshape([ids.elem_count()])?;
-    no_grad(|| weight.detach().index_select(0, &list))
+/// `y = weight[ids]`, rows in the order of `ids`.
+pub(super) fn forward(weight: &Tensor, ids: &Tensor, y: &mut Tensor) -> Result<()> {
+    index_select_into(weight, 0, ids, y)
 }
 
 /// The gradient of `weight`; rows of `padding` get none.

@@ -51,8 +51,7 @@ pub(crate) fn variants() -> Vec<Variant> {
     for kind in ["float", "bf16", "double"] {
         for form in [Form::Softmax, Form::LogSoftmax] {
             all.extend(
-                RowPlan::all()
-                    .map(|plan| Variant::new(SOURCE.clone(), defines(plan, kind, form))),
+                RowPlan::all().map(|plan| Variant::new(SOURCE.clone(), defines(plan, kind, form))),
             );
         }
     }

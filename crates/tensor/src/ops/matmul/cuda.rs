@@ -4,9 +4,9 @@
 //! are f32: TF32 rounds operands to 10 bits and is taken only when `DANAUS_TF32=1` asks for it.
 
 use super::{for_each_run, matrix};
+use crate::cuda::tf32;
 use crate::{DType, Error, Result, Tensor};
 use danaus_runtime::cuda::blas::{MatMul, Matrix, Type, matmul};
-use std::sync::OnceLock;
 
 /// The library's name of an element type.
 pub(crate) fn blas_type(op: &'static str, dtype: DType) -> Result<Type> {
@@ -17,12 +17,6 @@ pub(crate) fn blas_type(op: &'static str, dtype: DType) -> Result<Type> {
         DType::F16 => Ok(Type::F16),
         other => Err(Error::not_on_cuda(op, other)),
     }
-}
-
-/// Whether f32 products may use TF32.
-pub(crate) fn tf32() -> bool {
-    static ASKED: OnceLock<bool> = OnceLock::new();
-    *ASKED.get_or_init(|| std::env::var_os("DANAUS_TF32").is_some_and(|value| value == "1"))
 }
 
 /// The tensor itself, or a row-major copy if the library cannot read its matrices as they lie.
