@@ -17,6 +17,7 @@ pub mod ssd;
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
     let families = [
         cross_entropy::cuda::variants(),
+        dropout::cuda::variants(),
         norm::cuda::variants(),
         rotary::cuda::variants(),
         softmax::cuda::variants(),

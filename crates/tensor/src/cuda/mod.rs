@@ -17,6 +17,9 @@ pub const SCALAR: Header = Header { name: "scalar.cuh", text: include_str!("scal
 /// Sums, extremes and other folds over a warp or a block in a fixed order, for kernels.
 pub const BLOCK: Header = Header { name: "block.cuh", text: include_str!("block.cuh") };
 
+/// Philox4x32, the counter-based random generator, with the bits of `danaus_runtime::philox`.
+pub const PHILOX: Header = Header { name: "philox.cuh", text: include_str!("philox.cuh") };
+
 /// The name of an element type in `scalar.cuh`.
 ///
 /// # Errors

@@ -51,8 +51,12 @@ pub(crate) fn zero_cuda(out: &mut Tensor) -> Result<()> {
 
 /// Kernels of this crate that `danaus kernels build` compiles.
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
-    let families =
-        [elementwise::cuda::variants(), reduce::cuda::variants(), index::cuda::variants()];
+    let families = [
+        elementwise::cuda::variants(),
+        index::cuda::variants(),
+        reduce::cuda::variants(),
+        crate::rng::cuda::variants(),
+    ];
     families.into_iter().flatten().collect()
 }
 

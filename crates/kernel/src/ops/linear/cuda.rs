@@ -9,6 +9,7 @@ use danaus_tensor::ops::expr::Expr;
 use danaus_tensor::{DType, Error, Result, Tensor, no_grad};
 
 /// Contiguous inputs of the forward product; the bias in the dtype of `x`.
+#[derive(Clone, Copy)]
 pub(super) struct Product<'a> {
     pub x: &'a Tensor,
     pub weight: &'a Tensor,
@@ -62,6 +63,9 @@ impl Product<'_> {
         if self.weight.dims()[1] == 0 {
             return Err(Error::not_on_cuda("linear", "a product over no features"));
         }
+        if y.dtype() == DType::F64 && self.bias.is_some() {
+            return self.run_f64(y, before);
+        }
         let Some(kind) = self.activation else {
             if let Some(residual) = self.residual {
                 evaluate_into(&[Expr::input(0)], &[residual], std::slice::from_mut(y))?;
@@ -83,6 +87,30 @@ impl Product<'_> {
             Some(residual) => {
                 let sum = value + Expr::input(1);
                 evaluate_into(&[sum], &[before, residual], std::slice::from_mut(y))
+            }
+        }
+    }
+}
+
+impl Product<'_> {
+    /// With a bias in f64, which the library's products do not add: a pass before the rest.
+    fn run_f64(&self, y: &mut Tensor, before: Option<&mut Tensor>) -> Result<()> {
+        let Some(bias) = self.bias else { return self.run(y, before) };
+        let mut plain = empty_like(y)?;
+        Product { bias: None, activation: None, residual: None, ..*self }.run(&mut plain, None)?;
+        let sum = Expr::input(0) + Expr::input(1);
+        let value = match self.activation {
+            Some(kind) => activation::cuda::formula(kind, &sum),
+            None => sum.clone(),
+        };
+        if let Some(before) = before {
+            evaluate_into(&[sum], &[&plain, bias], std::slice::from_mut(before))?;
+        }
+        match self.residual {
+            None => evaluate_into(&[value], &[&plain, bias], std::slice::from_mut(y)),
+            Some(residual) => {
+                let value = value + Expr::input(2);
+                evaluate_into(&[value], &[&plain, bias, residual], std::slice::from_mut(y))
             }
         }
     }

@@ -43,20 +43,28 @@ scatter(const i64* __restrict__ index, const E* __restrict__ src, E* y, i64 colu
 #endif
 
 #ifdef T
-// y[o, index[o, m, i], i] += src[o, m, i] in the order of m: one thread a column. Equal neighbouring
-// indices are summed before they are rounded to a narrow type.
+// y[o, index[o, m, i], i] += src[o, m, i] in the order of m: one thread a column. Runs of one index are
+// summed in the accumulator and rounded once.
 extern "C" __global__ void __launch_bounds__(256)
 scatter_add(const i64* __restrict__ index, const T* __restrict__ src, T* y, i64 columns, i64 size,
             i64 count, i64 inner, Fault* fault, u32 check) {
     const i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (at >= columns) return;
     const i64 row = at / inner, column = at % inner;
+    T* to = nullptr;
+    A sum = 0;
     for (i64 m = 0; m < count; ++m) {
         const i64 from = (row * count + m) * inner + column, place = index[from];
         if (!fault_index(fault, check, place, size)) continue;
-        T* to = y + (row * size + place) * inner + column;
-        *to = Cast<T, A>::of(Cast<A, T>::of(*to) + Cast<A, T>::of(src[from]));
+        T* next = y + (row * size + place) * inner + column;
+        if (next != to) {
+            if (to) *to = Cast<T, A>::of(sum);
+            to = next;
+            sum = Cast<A, T>::of(*to);
+        }
+        sum += Cast<A, T>::of(src[from]);
     }
+    if (to) *to = Cast<T, A>::of(sum);
 }
 
 // y[o, index[n], :] += src[o, n, :]. One block a position n: the block of an index's first occurrence
