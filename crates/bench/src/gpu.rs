@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use danaus_kernel::ops::activation::swiglu;
 use danaus_kernel::ops::norm::{Affine, rms_norm};
 use danaus_kernel::ops::softmax::softmax;
-use danaus_runtime::cuda::{self, DeviceBuffer, Gpu};
+use danaus_runtime::cuda::{self, DeviceBuffer, Gpu, Graph};
 use danaus_tensor::rng::Rng;
 use danaus_tensor::{DType, Device, Tensor, no_grad};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub const SUITES: &[(&str, &str)] = &[
     ("copy", "copies by the driver and by our strided kernel"),
     ("gemm", "matrix products"),
     ("elementwise", "formulas, reductions, softmax, norm"),
+    ("launch", "small operators one by one and replayed as a graph"),
 ];
 
 /// One measured case.
@@ -66,6 +67,9 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
         }
         if matches!(suite, "elementwise" | "all") {
             bench.elementwise(&mut report)?;
+        }
+        if matches!(suite, "launch" | "all") {
+            bench.launch(&mut report)?;
         }
         Ok(())
     })
@@ -193,6 +197,31 @@ impl Bench {
                 Ok(rms_norm(&x, affine, 1e-5).map(drop)?)
             })?);
         }
+        Ok(())
+    }
+}
+
+impl Bench {
+    /// What a small operator costs: the host's time, since the GPU's is shorter.
+    fn launch(&self, report: &mut impl FnMut(&Row)) -> Result<()> {
+        const CHAIN: usize = 100;
+        let x = self.random(1, &[64], DType::F32)?;
+        let chain = || -> danaus_tensor::Result<Tensor> {
+            (0..CHAIN).try_fold(x.clone(), |sum, _| sum.add(&x))
+        };
+        let median_ms = self.time(|| Ok(chain().map(drop)?))? / CHAIN as f64;
+        let row = |what: &str, median_ms| Row {
+            what: what.to_string(),
+            median_ms,
+            flops: 0.0,
+            bytes: 0.0,
+            of_ceiling: None,
+        };
+        report(&row("one addition of 64 f32, called", median_ms));
+        let (mut graph, _out) = Graph::capture(&self.gpu, chain)?;
+        let replay = || Ok(graph.replay().map_err(danaus_tensor::Error::from)?);
+        let median_ms = self.time(replay)? / CHAIN as f64;
+        report(&row("one addition of 64 f32, in a graph of 100", median_ms));
         Ok(())
     }
 }

@@ -46,6 +46,17 @@ impl RowPlan {
         Defines::new().set("T", kind).set("GROUP", self.group).set("ITEMS", self.items)
     }
 
+    /// Why kernels of this layout that hold several values an element may spill registers.
+    pub fn spills(self, kind: &str) -> Option<&'static str> {
+        match (self.group, kind) {
+            (1024, "double") => Some("f64 serves checks; 1024 threads have 64 registers each"),
+            (1024, _) if self.items == 16 => {
+                Some("the longest rows; 1024 threads have 64 registers")
+            }
+            _ => None,
+        }
+    }
+
     /// One group of threads a row.
     ///
     /// # Errors

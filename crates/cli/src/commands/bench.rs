@@ -84,7 +84,9 @@ fn print_gpu(row: &gpu::Row) {
     if row.flops > 0.0 {
         print!("  {:7.1} TFLOP/s", row.tflops());
     }
-    print!("  {:7.1} GB/s", row.gbytes());
+    if row.bytes > 0.0 {
+        print!("  {:7.1} GB/s", row.gbytes());
+    }
     if let Some(share) = row.of_ceiling {
         print!("  {:3.0} % of copy", 100.0 * share);
     }

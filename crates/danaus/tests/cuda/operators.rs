@@ -2,11 +2,13 @@
 
 use crate::{FLOATS, check, randn};
 use danaus::kernel::ops::activation::{self, Activation};
+use danaus::kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
 use danaus::kernel::ops::cross_entropy::{Options, Reduction, cross_entropy};
 use danaus::kernel::ops::dropout::{Dropout, dropout};
 use danaus::kernel::ops::embedding::embedding;
 use danaus::kernel::ops::linear::{Extras, linear};
 use danaus::kernel::ops::norm::{Affine, Kind, add_norm, norm};
+use danaus::kernel::ops::rms_norm_gated::{RmsNormGatedOptions, rms_norm_gated};
 use danaus::kernel::ops::rotary::{Positions, rotary, tables};
 use danaus::kernel::ops::softmax::{log_softmax, softmax};
 use danaus::tensor::{DType, Device, Tensor};
@@ -162,4 +164,88 @@ fn dropout_has_the_processors_mask() {
     }
     let x = [randn(1, &[64], DType::F32)];
     check("all dropped", &x, |t| Ok(vec![dropout(&t[0], Dropout { p: 1.0, seed: 1, stream: 0 })?]));
+}
+
+#[test]
+fn gated_norms_in_groups() {
+    for dtype in FLOATS {
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        for (rows, d, group_size) in [(5, 48, None), (70, 512, Some(128)), (9, 4096, None)] {
+            let inputs =
+                [randn(1, &[rows, d], dtype), randn(2, &[d], wide), randn(3, &[rows, d], dtype)];
+            for norm_before_gate in [false, true] {
+                let options = RmsNormGatedOptions { eps: 1e-5, group_size, norm_before_gate };
+                check(&format!("{dtype} {rows} {d} {norm_before_gate}"), &inputs, |t| {
+                    Ok(vec![rms_norm_gated(&t[0], Some(&t[2]), &t[1], &options)?])
+                });
+                check("without a gate", &inputs[..2], |t| {
+                    Ok(vec![rms_norm_gated(&t[0], None, &t[1], &options)?])
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn convolutions_of_batches_and_packed_sequences() {
+    let ends = Tensor::from_vec(vec![0i64, 3, 3, 14, 40], [5], &Device::Cpu).unwrap();
+    let marks: Vec<i64> = (0..2 * 20).map(|i| [0, 0, 1, 1, 1, 1, 1, 2, 3, 3][i / 2 % 10]).collect();
+    let marks = Tensor::from_vec(marks, [2, 20], &Device::Cpu).unwrap();
+    for dtype in FLOATS {
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        for width in [1, 2, 4] {
+            let (weight, bias) = (randn(2, &[37, width], wide), randn(3, &[37], wide));
+            let batch = randn(1, &[2, 20, 37], dtype);
+            let states = randn(4, &[2, 37, width - 1], wide);
+            let options = ConvOptions { silu: true, channel_last: true };
+            let what = format!("{dtype} {width}");
+            let all = [batch.clone(), weight.clone(), bias.clone(), states];
+            check(&format!("batch {what}"), &all, |t| {
+                let inputs = ConvInputs {
+                    x: &t[0],
+                    weight: &t[1],
+                    bias: Some(&t[2]),
+                    initial_states: Some(&t[3]),
+                    seq_idx: None,
+                    cu_seqlens: None,
+                };
+                let (y, last) = causal_conv1d(&inputs, &options)?;
+                Ok(vec![y, last])
+            });
+            let none = ConvInputs {
+                x: &batch,
+                weight: &weight,
+                bias: None,
+                initial_states: None,
+                seq_idx: None,
+                cu_seqlens: None,
+            };
+            check(
+                &format!("marked {what}"),
+                &[batch.clone(), weight.clone(), marks.clone()],
+                |t| {
+                    let inputs =
+                        ConvInputs { x: &t[0], weight: &t[1], seq_idx: Some(&t[2]), ..none };
+                    let (y, last) =
+                        causal_conv1d(&inputs, &ConvOptions { silu: false, ..options })?;
+                    Ok(vec![y, last])
+                },
+            );
+            let packed = randn(5, &[1, 40, 37], dtype);
+            let states = randn(6, &[4, 37, width - 1], wide);
+            let all = [packed, weight.clone(), bias.clone(), states, ends.clone()];
+            check(&format!("packed {what}"), &all, |t| {
+                let inputs = ConvInputs {
+                    x: &t[0],
+                    weight: &t[1],
+                    bias: Some(&t[2]),
+                    initial_states: Some(&t[3]),
+                    cu_seqlens: Some(&t[4]),
+                    seq_idx: None,
+                };
+                let (y, last) = causal_conv1d(&inputs, &options)?;
+                Ok(vec![y, last])
+            });
+        }
+    }
 }

@@ -16,9 +16,11 @@ pub mod ssd;
 /// Kernels of every folder that `danaus kernels build` compiles.
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
     let families = [
+        conv1d::cuda::variants(),
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
         norm::cuda::variants(),
+        rms_norm_gated::cuda::variants(),
         rotary::cuda::variants(),
         softmax::cuda::variants(),
     ];

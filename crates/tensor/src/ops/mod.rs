@@ -52,6 +52,7 @@ pub(crate) fn zero_cuda(out: &mut Tensor) -> Result<()> {
 /// Kernels of this crate that `danaus kernels build` compiles.
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
     let families = [
+        copy::cuda::variants(),
         elementwise::cuda::variants(),
         index::cuda::variants(),
         reduce::cuda::variants(),

@@ -114,10 +114,7 @@ pub(crate) fn variants() -> Vec<Variant> {
         for norm in [Kind::Layer, Kind::Rms] {
             for plan in RowPlan::all().filter(|plan| plan.items > 0) {
                 let mut variant = Variant::new(SOURCE.clone(), defines(plan, kind, norm));
-                if plan.group == 1024 && plan.items == 16 {
-                    variant.spills =
-                        Some("the longest rows exceed the 64 registers of 1024 threads");
-                }
+                variant.spills = plan.spills(kind);
                 all.push(variant);
             }
         }

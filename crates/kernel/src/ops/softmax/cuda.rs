@@ -50,9 +50,10 @@ pub(crate) fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     for kind in ["float", "bf16", "double"] {
         for form in [Form::Softmax, Form::LogSoftmax] {
-            all.extend(
-                RowPlan::all().map(|plan| Variant::new(SOURCE.clone(), defines(plan, kind, form))),
-            );
+            all.extend(RowPlan::all().map(|plan| {
+                let spills = plan.spills(kind);
+                Variant { spills, ..Variant::new(SOURCE.clone(), defines(plan, kind, form)) }
+            }));
         }
     }
     all

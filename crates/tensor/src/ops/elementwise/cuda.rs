@@ -80,7 +80,7 @@ struct Plan {
 }
 
 /// Merges neighbouring dimensions that all operands walk through in one stride.
-fn merge(shape: &[usize], operands: &[Vec<isize>]) -> (Vec<usize>, Vec<Vec<isize>>) {
+pub(crate) fn merge(shape: &[usize], operands: &[Vec<isize>]) -> (Vec<usize>, Vec<Vec<isize>>) {
     let mut dims: Vec<usize> = Vec::new();
     let mut strides = vec![Vec::new(); operands.len()];
     for (axis, &size) in shape.iter().enumerate().filter(|(_, size)| **size != 1) {
