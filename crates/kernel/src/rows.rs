@@ -43,7 +43,10 @@ impl RowPlan {
 
     /// Constants of the kernel.
     pub fn defines(self, kind: &str) -> Defines {
-        Defines::new().set("T", kind).set("GROUP", self.group).set("ITEMS", self.items)
+        Defines::new()
+            .set("ELEMENT", kind)
+            .set("ROW_THREADS", self.group)
+            .set("ROW_ITEMS", self.items)
     }
 
     /// Why kernels of this layout that hold several values an element may spill registers.

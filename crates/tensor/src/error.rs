@@ -51,6 +51,17 @@ pub enum Error {
         /// Where the others are.
         expected: Device,
     },
+    /// The combination is offered on the processor, and has no GPU kernel.
+    #[error(
+        "{op}: {what} on a GPU is not supported; move the tensors with to_device(&Device::Cpu), or \
+         run with --device cpu"
+    )]
+    NotOnCuda {
+        /// Operator.
+        op: &'static str,
+        /// The combination.
+        what: String,
+    },
     /// The elements lie on a GPU where only the processor can read them.
     #[error("{op}: the tensor is on {device}; copy it with to_device(&Device::Cpu) first")]
     NotOnHost {
@@ -157,20 +168,12 @@ impl Error {
 
     /// An operator, or a combination of its arguments, without a GPU kernel.
     pub fn not_on_cuda(op: &'static str, what: impl std::fmt::Display) -> Self {
-        Self::unsupported(
-            op,
-            format!("{what} on a GPU"),
-            "move the tensors with to_device(&Device::Cpu), or run with --device cpu",
-        )
+        Self::NotOnCuda { op, what: what.to_string() }
     }
 
-    /// Whether this is [`Self::not_on_cuda`]: the same call works on the processor.
+    /// Whether the same call works on the processor: no kernel, or host access to a GPU tensor.
     pub fn is_not_on_cuda(&self) -> bool {
-        match self {
-            Self::Unsupported { what, .. } => what.ends_with(" on a GPU"),
-            Self::NotOnHost { .. } => true,
-            _ => false,
-        }
+        matches!(self, Self::NotOnCuda { .. } | Self::NotOnHost { .. })
     }
 
     /// Lack of memory.

@@ -295,6 +295,75 @@ fn preference(key: &Key) -> Result<Descriptor<sys::cublasLtMatmulPreference_t>> 
     Ok(made)
 }
 
+/// The descriptors of a product, in the library's order: its first operand is our B.
+struct Descriptors {
+    first: Descriptor<sys::cublasLtMatrixLayout_t>,
+    second: Descriptor<sys::cublasLtMatrixLayout_t>,
+    result: Descriptor<sys::cublasLtMatrixLayout_t>,
+    product: Descriptor<sys::cublasLtMatmulDesc_t>,
+    key: Key,
+}
+
+impl Descriptors {
+    fn new(problem: &MatMul) -> Result<Self> {
+        let MatMul { m, n, k, batch, a, b, c, operands, output, .. } = *problem;
+        let lay = |what: &str, matrix: &Matrix, rows, columns| {
+            matrix.leading(rows, columns).ok_or_else(|| {
+                let given = format!("strides {} and {}", matrix.row_stride, matrix.col_stride);
+                let valid = "rows or columns without gaps between elements";
+                Error::argument("matmul", what, given, valid)
+            })
+        };
+        let ((a_by_row, lda), (b_by_row, ldb)) = (lay("a", &a, m, k)?, lay("b", &b, k, n)?);
+        let (c_by_row, ldc) = lay("c", &c, m, n)?;
+        if !c_by_row || k == 0 {
+            let given = format!("k = {k}");
+            return Err(Error::argument("matmul", "c or k", given, "a row-major C and k > 0"));
+        }
+        let first = if b_by_row { (n, k) } else { (k, n) };
+        let second = if a_by_row { (k, m) } else { (m, k) };
+        Ok(Self {
+            first: layout(operands, first.0, first.1, ldb, (batch, b.batch_stride))?,
+            second: layout(operands, second.0, second.1, lda, (batch, a.batch_stride))?,
+            result: layout(output, n, m, ldc, (batch, c.batch_stride))?,
+            product: describe(problem, [!b_by_row, !a_by_row])?,
+            key: Key {
+                sides: [m, n, k, batch],
+                types: (operands, output, problem.tf32),
+                by_row: [a_by_row, b_by_row],
+                leading: [lda, ldb, ldc],
+                batch_strides: [a.batch_stride, b.batch_stride, c.batch_stride],
+                alignment: [b.alignment(), a.alignment(), c.alignment()],
+                epilogue: problem.epilogue.raw().0 as u32,
+                reads_c: problem.beta != 0.0,
+            },
+        })
+    }
+
+    /// The algorithm that the library takes for such products, asked for once.
+    fn algorithm(&self, handle: &Handle) -> Result<sys::cublasLtMatmulAlgo_t> {
+        if let Some(known) = lock(&handle.chosen).get(&self.key) {
+            return Ok(*known);
+        }
+        let preference = preference(&self.key)?;
+        // SAFETY: all descriptors are alive.
+        let chosen = unsafe {
+            lt::get_matmul_algo_heuristic(
+                handle.raw,
+                self.product.0,
+                self.first.0,
+                self.second.0,
+                self.result.0,
+                self.result.0,
+                preference.0,
+            )
+        };
+        let chosen = chosen.map_err(failed("cublasLtMatmulAlgoGetHeuristic"))?.algo;
+        lock(&handle.chosen).insert(self.key, chosen);
+        Ok(chosen)
+    }
+}
+
 /// Puts a product on the compute stream.
 ///
 /// # Safety
@@ -303,71 +372,15 @@ fn preference(key: &Key) -> Result<Descriptor<sys::cublasLtMatmulPreference_t>> 
 /// # Errors
 /// When the library is missing, a matrix is not [`Matrix::is_plain`], or the library has no algorithm.
 pub unsafe fn matmul(gpu: &Arc<Gpu>, problem: &MatMul) -> Result<()> {
-    let MatMul { m, n, k, batch, .. } = *problem;
-    if m == 0 || n == 0 || batch == 0 {
+    if problem.m == 0 || problem.n == 0 || problem.batch == 0 {
         return Ok(());
-    }
-    let lay = |what: &str, matrix: &Matrix, rows, columns| {
-        matrix.leading(rows, columns).ok_or_else(|| {
-            let given = format!("strides {} and {}", matrix.row_stride, matrix.col_stride);
-            Error::argument("matmul", what, given, "rows or columns without gaps between elements")
-        })
-    };
-    let ((a_by_row, lda), (b_by_row, ldb)) =
-        (lay("a", &problem.a, m, k)?, lay("b", &problem.b, k, n)?);
-    let (c_by_row, ldc) = lay("c", &problem.c, m, n)?;
-    if !c_by_row || k == 0 {
-        return Err(Error::argument(
-            "matmul",
-            "c or k",
-            format!("k = {k}"),
-            "a row-major C and k > 0",
-        ));
     }
     let handle = gpu.blas.get_or_init(|| Handle::open(gpu)).as_ref().map_err(Clone::clone)?;
     gpu.bind()?;
-    // Transposed: our B is the library's first operand, `n x k` counted by columns.
-    let first = if b_by_row { (n, k) } else { (k, n) };
-    let second = if a_by_row { (k, m) } else { (m, k) };
-    let first = layout(problem.operands, first.0, first.1, ldb, (batch, problem.b.batch_stride))?;
-    let second =
-        layout(problem.operands, second.0, second.1, lda, (batch, problem.a.batch_stride))?;
-    let result = layout(problem.output, n, m, ldc, (batch, problem.c.batch_stride))?;
-    let description = describe(problem, [!b_by_row, !a_by_row])?;
-    let key = Key {
-        sides: [m, n, k, batch],
-        types: (problem.operands, problem.output, problem.tf32),
-        by_row: [a_by_row, b_by_row],
-        leading: [lda, ldb, ldc],
-        batch_strides: [problem.a.batch_stride, problem.b.batch_stride, problem.c.batch_stride],
-        alignment: [problem.b.alignment(), problem.a.alignment(), problem.c.alignment()],
-        epilogue: problem.epilogue.raw().0 as u32,
-        reads_c: problem.beta != 0.0,
-    };
-    let known = lock(&handle.chosen).get(&key).copied();
-    let algorithm = match known {
-        Some(algorithm) => algorithm,
-        None => {
-            let preference = preference(&key)?;
-            // SAFETY: all descriptors are alive.
-            let chosen = unsafe {
-                lt::get_matmul_algo_heuristic(
-                    handle.raw,
-                    description.0,
-                    first.0,
-                    second.0,
-                    result.0,
-                    result.0,
-                    preference.0,
-                )
-            };
-            let chosen = chosen.map_err(failed("cublasLtMatmulAlgoGetHeuristic"))?.algo;
-            lock(&handle.chosen).insert(key, chosen);
-            chosen
-        }
-    };
-    let (wide, narrow) =
-        ([problem.alpha, problem.beta], [problem.alpha as f32, problem.beta as f32]);
+    let descriptors = Descriptors::new(problem)?;
+    let algorithm = descriptors.algorithm(handle)?;
+    let wide = [problem.alpha, problem.beta];
+    let narrow = wide.map(|factor| factor as f32);
     let factor = |index: usize| match problem.operands {
         Type::F64 => (&raw const wide[index]).cast::<c_void>(),
         _ => (&raw const narrow[index]).cast(),
@@ -378,17 +391,17 @@ pub unsafe fn matmul(gpu: &Arc<Gpu>, problem: &MatMul) -> Result<()> {
     unsafe {
         lt::matmul(
             handle.raw,
-            description.0,
+            descriptors.product.0,
             factor(0),
             factor(1),
             problem.b.address as *const c_void,
-            first.0,
+            descriptors.first.0,
             problem.a.address as *const c_void,
-            second.0,
+            descriptors.second.0,
             c,
-            result.0,
+            descriptors.result.0,
             c,
-            result.0,
+            descriptors.result.0,
             &algorithm,
             handle.workspace as *mut c_void,
             WORKSPACE,

@@ -113,6 +113,9 @@ impl Source {
 }
 
 /// Constants of an instantiation, as `-D name=value`.
+///
+/// Names have at least two letters and no word of a header's template parameters (`T`, `GROUP`): a
+/// macro replaces those too, in the compiler's own headers as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Defines(Vec<(&'static str, String)>);
 
@@ -215,8 +218,11 @@ fn resources(log: &str) -> Vec<Resources> {
         }
         let Some(last) = all.last_mut() else { continue };
         if line.contains("bytes stack frame") {
-            last.stack = number_before(line, "bytes stack frame");
-            last.spills = number_before(line, "bytes spill stores")
+            // Functions that the entry point calls have lines of their own.
+            last.stack = last.stack.max(number_before(line, "bytes stack frame"));
+            last.spills = last
+                .spills
+                .max(number_before(line, "bytes spill stores"))
                 .max(number_before(line, "bytes spill loads"));
         }
         if line.contains("Used ") && line.contains(" registers") {

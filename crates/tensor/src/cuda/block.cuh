@@ -30,8 +30,8 @@ template <class Fold, class A> DEVICE A block_fold(A value, A start, A* scratch)
     return warp_fold<Fold>(value);
 }
 
-// The fold over a group of GROUP neighbouring threads: a warp, or the whole block.
-template <int GROUP, class Fold, class A> DEVICE A group_fold(A value, A start, A* scratch) {
-    if constexpr (GROUP == 32) return warp_fold<Fold>(value);
+// The fold over a group of THREADS neighbouring threads: a warp, or the whole block.
+template <int THREADS, class Fold, class A> DEVICE A group_fold(A value, A start, A* scratch) {
+    if constexpr (THREADS == 32) return warp_fold<Fold>(value);
     else return block_fold<Fold>(value, start, scratch);
 }

@@ -7,6 +7,7 @@
 //! block of scratch. Formulas run in f64 for f64 tensors and in f32 for all others.
 
 pub(crate) mod cuda;
+mod generate;
 
 use super::expr::{Expr, Operand, Program, Real, Registers};
 use crate::{DType, Element, Error, Result, Shape, Tensor, match_dtype, ops::cast::Number};

@@ -1,9 +1,11 @@
-// Causal depthwise convolution over time, channel-last. Constants: T element type, W taps, SILU 1 for
-// the activation. Runs of tokens are sequences that never mix; each may start from a state of W - 1
+// Causal depthwise convolution over time, channel-last. Constants: ELEMENT, TAPS, WITH_SILU 1 for the
+// activation. Runs of tokens are sequences that never mix; each may start from a state of TAPS - 1
 // inputs and leave one.
 #pragma once
 #include "scalar.cuh"
 
+typedef ELEMENT T;
+constexpr int W = TAPS, kHistory = W > 1 ? W - 1 : 1;
 typedef typename Accumulator<T>::type A;
 
 struct Run {
@@ -46,7 +48,7 @@ forward(const T* __restrict__ x, const A* __restrict__ weight, const A* __restri
     const i64 token = at / s.channels, channel = at % s.channels;
     const Run& run = run_at(runs, run_of, s, token);
     const A value = before(x, states, weight, bias, run, s, channel, token - run.start);
-    y[at] = Cast<T, A>::of(SILU ? value / ((A)1 + exp(-value)) : value);
+    y[at] = Cast<T, A>::of(WITH_SILU ? value / ((A)1 + exp(-value)) : value);
 }
 
 // The last W - 1 inputs of every run; the target is zero before.
@@ -55,8 +57,8 @@ final_states(const T* __restrict__ x, const A* __restrict__ states, const Run* _
              A* __restrict__ last, const Shape s) {
     const i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (W == 1 || at >= s.runs * s.channels * (W - 1)) return;
-    const i64 place = at % (W - 1), channel = at / (W - 1) % s.channels;
-    const Run& run = runs[at / (W - 1) / s.channels];
+    const i64 place = at % kHistory, channel = at / kHistory % s.channels;
+    const Run& run = runs[at / kHistory / s.channels];
     if (run.last < 0) return;
     last[(run.last * s.channels + channel) * (W - 1) + place] =
         input(x, states, run, s, channel, run.length + place - (W - 1));
@@ -70,7 +72,7 @@ slope(const T* __restrict__ x, const A* __restrict__ weight, const A* __restrict
     const i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (at >= s.tokens * s.channels) return;
     A value = Cast<A, T>::of(dy[at]);
-    if (SILU) {
+    if (WITH_SILU) {
         const i64 token = at / s.channels, channel = at % s.channels;
         const Run& run = run_at(runs, run_of, s, token);
         const A v = before(x, states, weight, bias, run, s, channel, token - run.start);
@@ -107,8 +109,8 @@ backward_states(const A* __restrict__ g, const A* __restrict__ weight, const A* 
                 const Run* __restrict__ runs, A* __restrict__ dstates, const Shape s) {
     const i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (W == 1 || at >= s.runs * s.channels * (W - 1)) return;
-    const i64 place = at % (W - 1), channel = at / (W - 1) % s.channels;
-    const Run& run = runs[at / (W - 1) / s.channels];
+    const i64 place = at % kHistory, channel = at / kHistory % s.channels;
+    const Run& run = runs[at / kHistory / s.channels];
     if (run.initial < 0) return;
     A sum = 0;
     for (int w = 0; w <= place; ++w)

@@ -58,7 +58,7 @@ struct Tables {
 }
 
 fn defines(kind: &str, width: usize, silu: bool) -> Defines {
-    Defines::new().set("T", kind).set("W", width).set("SILU", u8::from(silu))
+    Defines::new().set("ELEMENT", kind).set("TAPS", width).set("WITH_SILU", u8::from(silu))
 }
 
 fn optional(tensor: Option<&Tensor>) -> Result<u64> {

@@ -1,8 +1,9 @@
-// Softmax cross-entropy: one block a token. Constant: T the type of the logits.
+// Softmax cross-entropy: one block a token. Constant: ELEMENT, the type of the logits.
 #pragma once
 #include "block.cuh"
 #include "fault.cuh"
 
+typedef ELEMENT T;
 typedef typename Accumulator<T>::type A;
 
 struct Loss {

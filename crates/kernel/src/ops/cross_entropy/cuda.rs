@@ -71,7 +71,7 @@ pub(super) fn forward(
     let mut losses = Tensor::empty(lse.shape(), lse.dtype(), &lse.device())?;
     if tokens > 0 {
         let gpu = logits.gpu()?.clone();
-        let defines = Defines::new().set("T", device_type(OP, logits.dtype())?);
+        let defines = Defines::new().set("ELEMENT", device_type(OP, logits.dtype())?);
         let kernel = gpu.kernel(&SOURCE, "forward", &defines)?;
         let (z, t) = (logits.device_address()?, targets.device_address()?);
         let (to, log) = (losses.device_address_mut()?, lse.device_address_mut()?);
@@ -111,7 +111,7 @@ pub(super) fn backward(
         dloss = no_grad(|| dloss.mul(&factor(options, &targets, lse.dtype())?))?;
     }
     let gpu = logits.gpu()?.clone();
-    let defines = Defines::new().set("T", device_type(OP, logits.dtype())?);
+    let defines = Defines::new().set("ELEMENT", device_type(OP, logits.dtype())?);
     let kernel = gpu.kernel(&SOURCE, "backward", &defines)?;
     let (z, t, log) = (logits.device_address()?, targets.device_address()?, lse.device_address()?);
     let (dloss, dlse) = (dloss.contiguous()?, dlse.contiguous()?);
@@ -125,5 +125,5 @@ pub(super) fn backward(
 /// The kernels that are shipped.
 pub(crate) fn variants() -> Vec<Variant> {
     let kinds = ["float", "bf16", "double"];
-    kinds.map(|kind| Variant::new(SOURCE.clone(), Defines::new().set("T", kind))).to_vec()
+    kinds.map(|kind| Variant::new(SOURCE.clone(), Defines::new().set("ELEMENT", kind))).to_vec()
 }

@@ -15,7 +15,7 @@ pub(super) fn apply(dropout: &Dropout, x: &Tensor, y: &mut Tensor) -> Result<()>
         return Ok(());
     }
     let gpu = x.gpu()?.clone();
-    let defines = Defines::new().set("T", device_type("dropout", x.dtype())?);
+    let defines = Defines::new().set("ELEMENT", device_type("dropout", x.dtype())?);
     let (from, to) = (x.device_address()?, y.device_address_mut()?);
     let (elements, threshold, scale) = (count as i64, dropout.threshold(), dropout.scale());
     let arguments: [&dyn Argument; 7] =
@@ -29,5 +29,5 @@ pub(super) fn apply(dropout: &Dropout, x: &Tensor, y: &mut Tensor) -> Result<()>
 /// The kernels that are shipped.
 pub(crate) fn variants() -> Vec<Variant> {
     let kinds = ["float", "bf16", "double"];
-    kinds.map(|kind| Variant::new(SOURCE.clone(), Defines::new().set("T", kind))).to_vec()
+    kinds.map(|kind| Variant::new(SOURCE.clone(), Defines::new().set("ELEMENT", kind))).to_vec()
 }

@@ -1,7 +1,8 @@
-// Dropout: one thread a block of four random words. Constant: T element type.
+// Dropout: one thread a block of four random words. Constant: ELEMENT.
 #pragma once
 #include "philox.cuh"
 
+typedef ELEMENT T;
 typedef typename Accumulator<T>::type A;
 
 extern "C" __global__ void __launch_bounds__(256)

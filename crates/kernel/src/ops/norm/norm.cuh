@@ -1,8 +1,10 @@
-// Layer norm and RMS norm over rows that stay in registers. Constants: T element type, GROUP threads a
-// row (32: eight rows a block), ITEMS elements a thread, LAYER 1 for layer norm.
+// Layer norm and RMS norm over rows that stay in registers. Constants: ELEMENT, ROW_THREADS
+// (32: eight rows a block), ROW_ITEMS elements a thread, LAYER 1 for layer norm.
 #pragma once
 #include "block.cuh"
 
+typedef ELEMENT T;
+constexpr int GROUP = ROW_THREADS, ITEMS = ROW_ITEMS;
 typedef typename Accumulator<T>::type A;
 
 // Mean (0 for RMS) and reciprocal deviation of the row in `v`; the variance around the mean in a

@@ -31,7 +31,7 @@ pub(super) struct Gradients {
 }
 
 fn defines(plan: RowPlan, kind: &str, after: bool) -> Defines {
-    plan.defines(kind).set("AFTER", u8::from(after))
+    plan.defines(kind).set("GATE_AFTER", u8::from(after))
 }
 
 impl Norm<'_> {

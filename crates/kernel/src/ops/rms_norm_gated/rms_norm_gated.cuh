@@ -1,9 +1,11 @@
-// RMS norm with a silu gate, in groups of columns that stay in registers. Constants: T element type,
-// GROUP threads a group of columns (32: eight groups a block), ITEMS elements a thread, AFTER 1 for the
-// gate after the norm.
+// RMS norm with a silu gate, in groups of columns that stay in registers. Constants: ELEMENT,
+// ROW_THREADS a group of columns (32: eight groups a block), ROW_ITEMS elements a thread, GATE_AFTER 1
+// for the gate after the norm.
 #pragma once
 #include "block.cuh"
 
+typedef ELEMENT T;
+constexpr int GROUP = ROW_THREADS, ITEMS = ROW_ITEMS;
 typedef typename Accumulator<T>::type A;
 
 struct Gate {
@@ -39,13 +41,13 @@ forward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__ 
         const int i = k * GROUP + lane;
         v[k] = i < size ? Cast<A, T>::of(x[start + i]) : (A)0;
         gate[k] = z && i < size ? silu(Cast<A, T>::of(z[start + i])).value : (A)1;
-        if (!AFTER) v[k] *= gate[k];
+        if (!GATE_AFTER) v[k] *= gate[k];
     }
     const A root = reciprocal_root(v, size, (A)eps, scratch);
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k) {
         const int i = k * GROUP + lane;
-        if (i < size) y[start + i] = Cast<T, A>::of(weight[i] * (v[k] * root) * (AFTER ? gate[k] : (A)1));
+        if (i < size) y[start + i] = Cast<T, A>::of(weight[i] * (v[k] * root) * (GATE_AFTER ? gate[k] : (A)1));
     }
 }
 
@@ -72,7 +74,7 @@ backward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__
         for (int k = 0; k < ITEMS; ++k) {
             const int i = k * GROUP + lane;
             v[k] = i < size ? Cast<A, T>::of(x[start + i]) : (A)0;
-            if (!AFTER && z && i < size) v[k] *= silu(Cast<A, T>::of(z[start + i])).value;
+            if (!GATE_AFTER && z && i < size) v[k] *= silu(Cast<A, T>::of(z[start + i])).value;
         }
         const A root = reciprocal_root(v, size, (A)eps, scratch);
         A along = 0;
@@ -80,7 +82,7 @@ backward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__
         for (int k = 0; k < ITEMS; ++k) {
             const int i = k * GROUP + lane;
             if (i < size) {
-                const A gate = AFTER && z ? silu(Cast<A, T>::of(z[start + i])).value : (A)1;
+                const A gate = GATE_AFTER && z ? silu(Cast<A, T>::of(z[start + i])).value : (A)1;
                 const A g = Cast<A, T>::of(dy[start + i]) * gate;
                 dw[k] += g * v[k] * root;
                 along += g * weight[i] * v[k] * root;
@@ -93,11 +95,11 @@ backward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__
             if (i >= size) continue;
             const A out = Cast<A, T>::of(dy[start + i]), hat = v[k] * root;
             const Gate gate = z ? silu(Cast<A, T>::of(z[start + i])) : Gate{1, 0};
-            const A g = out * (AFTER ? gate.value : (A)1);
+            const A g = out * (GATE_AFTER ? gate.value : (A)1);
             const A dv = root * (g * weight[i] - hat * along);
-            dx[start + i] = Cast<T, A>::of(AFTER ? dv : dv * gate.value);
+            dx[start + i] = Cast<T, A>::of(GATE_AFTER ? dv : dv * gate.value);
             if (!dz) continue;
-            const A slope = AFTER ? out * weight[i] * hat : dv * Cast<A, T>::of(x[start + i]);
+            const A slope = GATE_AFTER ? out * weight[i] * hat : dv * Cast<A, T>::of(x[start + i]);
             dz[start + i] = Cast<T, A>::of(slope * gate.slope);
         }
     }

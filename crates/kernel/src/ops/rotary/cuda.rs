@@ -35,7 +35,7 @@ pub(super) struct Turn<'a> {
 }
 
 fn defines(kind: &str, interleaved: bool) -> Defines {
-    Defines::new().set("T", kind).set("INTERLEAVED", u8::from(interleaved))
+    Defines::new().set("ELEMENT", kind).set("INTERLEAVED", u8::from(interleaved))
 }
 
 /// Rotates the contiguous `x` by contiguous tables in the accumulator's dtype.

@@ -1,9 +1,10 @@
-// Rotary embedding: one thread a pair or pair of entries that pass through. Constants: T element type,
+// Rotary embedding: one thread a pair or pair of entries that pass through. Constants: ELEMENT,
 // INTERLEAVED the layout of pairs.
 #pragma once
 #include "fault.cuh"
 #include "scalar.cuh"
 
+typedef ELEMENT T;
 typedef typename Accumulator<T>::type A;
 
 struct Rotation {

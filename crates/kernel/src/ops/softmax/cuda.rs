@@ -10,7 +10,7 @@ const HEADERS: &[Header] = &[SCALAR, BLOCK];
 static SOURCE: Source = Source::new("softmax.cuh", include_str!("softmax.cuh"), HEADERS);
 
 fn defines(plan: RowPlan, kind: &str, form: Form) -> Defines {
-    plan.defines(kind).set("LOG", u8::from(form == Form::LogSoftmax))
+    plan.defines(kind).set("LOG_FORM", u8::from(form == Form::LogSoftmax))
 }
 
 /// Runs `entry` on rows of the contiguous `inputs`.

@@ -1,7 +1,9 @@
-// A transposition through shared memory, so that both sides use whole sectors. E is an unsigned type
-// with the size of an element. The source is contiguous along `rows`, the target along `cols`.
+// A transposition through shared memory, so that both sides use whole sectors. BITS is an unsigned
+// type with the size of an element. The source is contiguous along `rows`, the target along `cols`.
 #pragma once
 #include "scalar.cuh"
+
+typedef BITS E;
 
 constexpr int kTile = sizeof(E) <= 4 ? 64 : 32;
 

@@ -75,7 +75,7 @@ pub(crate) fn contiguous_into(x: &Tensor, out: &mut Tensor) -> Result<()> {
         && let Some((turn, blocks)) = turn(&shape, x.strides(), x.dtype().size())
         && let Ok(blocks) = u32::try_from(blocks)
     {
-        let kernel = gpu.kernel(&SOURCE, "transpose", &Defines::new().set("E", kind))?;
+        let kernel = gpu.kernel(&SOURCE, "transpose", &Defines::new().set("BITS", kind))?;
         let (from, to) = (x.device_address()?, out.device_address_mut()?);
         // SAFETY: the turn visits every element of `x` and its place in the fresh `out` once.
         return Ok(unsafe { kernel.launch(&Launch::linear(blocks, 256), &[&from, &to, &turn])? });
@@ -133,7 +133,7 @@ pub(crate) fn fill_all<T: Element>(out: &mut Tensor, value: T) -> Result<()> {
 /// The kernels that are shipped.
 pub(crate) fn variants() -> Vec<Variant> {
     let kinds = ["u8", "u16", "u32", "u64", "u128"];
-    kinds.map(|kind| Variant::new(SOURCE.clone(), Defines::new().set("E", kind))).to_vec()
+    kinds.map(|kind| Variant::new(SOURCE.clone(), Defines::new().set("BITS", kind))).to_vec()
 }
 
 #[cfg(test)]

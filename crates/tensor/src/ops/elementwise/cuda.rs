@@ -7,18 +7,18 @@
 //! larger tensor through the same kernel.
 
 use super::super::expr::{Program, Statements};
+use super::generate::Kernel;
 use crate::cuda::{SCALAR, device_type};
 use crate::{DType, Error, Result, Shape, Tensor};
 use danaus_runtime::cuda::{Argument, Defines, Gpu, Header, Launch, Source, Variant};
 use std::ffi::c_void;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 const HEADERS: &[Header] =
     &[SCALAR, Header { name: "elementwise.cuh", text: include_str!("elementwise.cuh") }];
 
 /// Threads of a block.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// Most dimensions that do not merge.
 const MAX_RANK: usize = 8;
 /// Most elements of a pack.
@@ -59,7 +59,7 @@ impl Operand {
 
 /// How an operand lies along the innermost dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Inner {
+pub(super) enum Inner {
     /// Neighbours in memory.
     Row,
     /// One value.
@@ -70,13 +70,13 @@ enum Inner {
 
 /// What a kernel is generated for.
 #[derive(Debug, PartialEq, Eq)]
-struct Plan {
-    dims: Vec<usize>,
+pub(super) struct Plan {
+    pub dims: Vec<usize>,
     /// Per operand.
-    strides: Vec<Vec<isize>>,
-    inner: Vec<Inner>,
+    pub strides: Vec<Vec<isize>>,
+    pub inner: Vec<Inner>,
     /// Elements that a thread computes.
-    pack: usize,
+    pub pack: usize,
 }
 
 /// Merges neighbouring dimensions that all operands walk through in one stride.
@@ -138,91 +138,6 @@ fn plan(shape: &[usize], operands: &[&Operand]) -> Plan {
     Plan { dims, strides, inner, pack }
 }
 
-/// The kernel's text. Operands are the outputs, then the inputs.
-fn text(
-    plan: &Plan,
-    compute: &str,
-    kinds: &[&str],
-    outputs: usize,
-    statements: &Statements,
-    wide: bool,
-) -> String {
-    let (rank, count, constants) = (plan.dims.len(), kinds.len(), statements.constants.len());
-    let names: Vec<String> = (0..count)
-        .map(|at| if at < outputs { format!("b{at}") } else { format!("a{}", at - outputs) })
-        .collect();
-    let mut source = String::from("#include \"elementwise.cuh\"\n");
-    let _ = writeln!(
-        source,
-        "typedef {compute} C;\ntypedef {} Index;\nconstexpr int V = {};\n\
-         struct Layout {{ i64 count; i64 dims[{rank}]; i64 strides[{count}][{rank}]; i64 constants[{}]; }};\n\
-         #define K(i) Constant<C>::of(layout.constants[i])",
-        if wide { "u64" } else { "u32" },
-        plan.pack,
-        constants.max(1),
-    );
-    let parameters: Vec<String> = names
-        .iter()
-        .zip(kinds)
-        .enumerate()
-        .map(|(at, (name, kind))| {
-            let access = if at < outputs { "" } else { "const " };
-            format!("{access}{kind}* __restrict__ p{name}")
-        })
-        .collect();
-    let _ = writeln!(
-        source,
-        "extern \"C\" __global__ void __launch_bounds__({THREADS}) pointwise(const Layout layout, {}) {{\n\
-         const Index start = ((Index)blockIdx.x * {THREADS} + threadIdx.x) * V;\n\
-         if (start >= (Index)layout.count) return;\n\
-         const int live = (Index)layout.count - start < V ? (int)((Index)layout.count - start) : V;\n\
-         Index rest = start;",
-        parameters.join(", ")
-    );
-    for name in &names {
-        let _ = writeln!(source, "i64 o{name} = 0;");
-    }
-    for axis in (0..rank).rev() {
-        if axis > 0 {
-            let _ = writeln!(source, "{{ const Index whole = rest / (Index)layout.dims[{axis}];");
-            let _ = writeln!(
-                source,
-                "const i64 at = rest - whole * (Index)layout.dims[{axis}]; rest = whole;"
-            );
-        } else {
-            let _ = writeln!(source, "{{ const i64 at = rest;");
-        }
-        for (at, name) in names.iter().enumerate() {
-            let _ = writeln!(source, "o{name} += at * layout.strides[{at}][{axis}];");
-        }
-        source.push_str("}\n");
-    }
-    for (at, name) in names.iter().enumerate() {
-        let _ = writeln!(source, "C {name}[V];");
-        if at >= outputs {
-            let stride = format!("layout.strides[{at}][{}]", rank - 1);
-            let _ = match plan.inner[at] {
-                Inner::Row => writeln!(source, "load_row<C, V>(p{name} + o{name}, live, {name});"),
-                Inner::Same => writeln!(source, "load_same<C, V>(p{name} + o{name}, {name});"),
-                Inner::Apart => {
-                    writeln!(source, "load_apart<C, V>(p{name} + o{name}, {stride}, live, {name});")
-                }
-            };
-        }
-    }
-    let _ =
-        write!(source, "#pragma unroll\nfor (int j = 0; j < V; ++j) {{\n{}}}\n", statements.text);
-    for (at, name) in names.iter().enumerate().take(outputs) {
-        let stride = format!("layout.strides[{at}][{}]", rank - 1);
-        let _ = match plan.inner[at] {
-            Inner::Row => writeln!(source, "store_row<C, V>(p{name} + o{name}, live, {name});"),
-            _ => writeln!(source, "store_apart<C, V>(p{name} + o{name}, {stride}, live, {name});"),
-        };
-    }
-    source.push_str("}\n");
-    source
-}
-
 /// The `Layout` argument, as the kernel's struct lies in memory.
 struct LayoutArgument(Vec<i64>);
 
@@ -258,8 +173,9 @@ pub(crate) fn pointwise(
     let kinds: Vec<&str> = operands.iter().map(|operand| operand.kind).collect();
     // Below this, positions fit 32 bits, whose divisions are several times faster.
     let wide = count > 1 << 31;
-    let text = text(&plan, compute, &kinds, outputs.len(), statements, wide);
-    let source = Source::generated(String::from("pointwise"), text, HEADERS);
+    let text =
+        Kernel { plan: &plan, compute, kinds: &kinds, outputs: outputs.len(), statements, wide };
+    let source = Source::generated(String::from("pointwise"), text.text(), HEADERS);
     let kernel = gpu.kernel(&source, "pointwise", &Defines::new())?;
     let mut layout = vec![count as i64];
     layout.extend(plan.dims.iter().map(|&dim| dim as i64));
@@ -348,8 +264,10 @@ pub(crate) fn variants() -> Vec<Variant> {
         ];
         let plan = plan(&[32, 64], &operands.iter().collect::<Vec<_>>());
         let statements = Program::new(exprs).statements();
-        let text = text(&plan, compute, &[kind; 3], 1, &statements, false);
-        let source = Source::generated(String::from("pointwise"), text, HEADERS);
+        let (kinds, statements) = ([kind; 3], &statements);
+        let text =
+            Kernel { plan: &plan, compute, kinds: &kinds, outputs: 1, statements, wide: false };
+        let source = Source::generated(String::from("pointwise"), text.text(), HEADERS);
         Variant::new(source, Defines::new())
     };
     let (x, y) = (Expr::input(0), Expr::input(1));
@@ -399,13 +317,5 @@ mod tests {
         assert_eq!(pack(&[4, 8], &[operand(256, 4, &[8, 1]), operand(512, 4, &[1, 4])]), 1);
         // One row needs no divisor: the last thread has fewer elements.
         assert_eq!(pack(&[63], &[operand(256, 4, &[1]), operand(512, 4, &[1])]), 4);
-    }
-
-    #[test]
-    fn the_layout_argument_has_the_size_that_the_text_declares() {
-        let operands = [operand(256, 4, &[8, 1]), operand(512, 4, &[0, 1])];
-        let plan = plan(&[4, 8], &operands.iter().collect::<Vec<_>>());
-        let text = text(&plan, "float", &["float"; 2], 1, &Statements::copy(), false);
-        assert!(text.contains("i64 dims[2]; i64 strides[2][2]; i64 constants[1];"), "{text}");
     }
 }

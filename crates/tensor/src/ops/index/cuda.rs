@@ -13,7 +13,7 @@ static SOURCE: Source = Source::new("index.cuh", include_str!("index.cuh"), HEAD
 const THREADS: usize = 256;
 
 fn copies(dtype: DType) -> Defines {
-    Defines::new().set("E", bits_type(dtype))
+    Defines::new().set("BITS", bits_type(dtype))
 }
 
 fn sums(op: &'static str, dtype: DType) -> Result<Defines> {
@@ -23,7 +23,7 @@ fn sums(op: &'static str, dtype: DType) -> Result<Defines> {
         DType::I64 | DType::I32 => "i64",
         other => return Err(Error::not_on_cuda(op, other)),
     };
-    Ok(Defines::new().set("T", device_type(op, dtype)?).set("A", wide))
+    Ok(Defines::new().set("ELEMENT", device_type(op, dtype)?).set("WIDE", wide))
 }
 
 /// The indices as contiguous i64.
@@ -74,7 +74,7 @@ pub(super) fn select(split: Split, x: &Tensor, index: &Tensor, out: &mut Tensor)
     };
     let [size, count, inner] = [split.size, count, row / unit].map(|side| side as i64);
     let blocks = if inner == 0 { 0 } else { split.outer * count as usize };
-    let defines = Defines::new().set("E", kind);
+    let defines = Defines::new().set("BITS", kind);
     let arguments: [&dyn Argument; 6] = [&from, &places, &to, &size, &count, &inner];
     launch("index_select", "select_rows", &defines, blocks, &arguments, &x)
 }
@@ -142,7 +142,7 @@ pub(super) fn index_add(
 
 /// The kernels that are shipped.
 pub(crate) fn variants() -> Vec<Variant> {
-    let moved = ["u8", "u16", "u32", "u64", "u128"].map(|kind| Defines::new().set("E", kind));
+    let moved = ["u8", "u16", "u32", "u64", "u128"].map(|kind| Defines::new().set("BITS", kind));
     let summed = [DType::F32, DType::BF16, DType::F64, DType::I64];
     let summed = summed.into_iter().filter_map(|dtype| sums("index_add", dtype).ok());
     moved.into_iter().chain(summed).map(|defines| Variant::new(SOURCE.clone(), defines)).collect()

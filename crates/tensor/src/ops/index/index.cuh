@@ -1,10 +1,12 @@
-// Reading and writing at indices. E is an unsigned type with the size of an element (copies) or the
-// element type T with its accumulator A (sums). Indices are i64; bad ones are reported and skipped.
+// Reading and writing at indices. Constants: BITS, an unsigned type with the size of an
+// element (copies), or ELEMENT and its accumulator WIDE (sums). Indices are i64; bad ones are reported and skipped.
 #pragma once
 #include "fault.cuh"
 #include "scalar.cuh"
 
-#ifdef E
+#ifdef BITS
+typedef BITS E;
+
 // y[o, n, :] = x[o, index[n], :]; one block a row of y.
 extern "C" __global__ void __launch_bounds__(256)
 select_rows(const E* __restrict__ x, const i64* __restrict__ index, E* y, i64 size, i64 count,
@@ -42,7 +44,10 @@ scatter(const i64* __restrict__ index, const E* __restrict__ src, E* y, i64 colu
 }
 #endif
 
-#ifdef T
+#ifdef ELEMENT
+typedef ELEMENT T;
+typedef WIDE A;
+
 // y[o, index[o, m, i], i] += src[o, m, i] in the order of m: one thread a column. Runs of one index are
 // summed in the accumulator and rounded once.
 extern "C" __global__ void __launch_bounds__(256)

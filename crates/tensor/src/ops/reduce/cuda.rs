@@ -49,11 +49,11 @@ fn defines(kind: Kind, dtype: DType, arg: bool) -> Result<Defines> {
         false => ("(-0x7fffffffffffffffLL-1)", "0x7fffffffffffffffLL"),
     };
     Ok(Defines::new()
-        .set("T", name)
-        .set("A", fold)
-        .set("OUT", if arg { "i64" } else { name })
-        .set("KIND", number)
-        .set("ARG", u8::from(arg))
+        .set("ELEMENT", name)
+        .set("WIDE", fold)
+        .set("RESULT", if arg { "i64" } else { name })
+        .set("FOLD", number)
+        .set("PLACE", u8::from(arg))
         .set("LOWEST", low)
         .set("HIGHEST", high))
 }

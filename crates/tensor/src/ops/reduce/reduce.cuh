@@ -1,11 +1,14 @@
 // Folds of a tensor seen as outer x count x inner along count. Floats are folded in double: the loops
-// wait for memory, and no digits are lost. Constants: T element type, A type of the fold, KIND which
-// fold, ARG 1 for the position of an extreme.
+// wait for memory, and no digits are lost. Constants: ELEMENT, WIDE the type of the fold, RESULT,
+// FOLD which fold, PLACE 1 for the position of an extreme.
 //
 // A long fold is cut into parts; `part` = 1 writes states and not results, and `join` folds the states
 // of all parts in order.
 #pragma once
 #include "scalar.cuh"
+
+typedef ELEMENT T;
+typedef WIDE A;
 
 #define SUM 0
 #define PRODUCT 1
@@ -16,24 +19,24 @@
 
 struct State {
     A value;
-#if ARG
+#if PLACE
     i64 index;  // -1 before the first value
 #endif
 };
 
 DEVICE State start() {
     State s;
-#if KIND == PRODUCT || KIND == ALL
+#if FOLD == PRODUCT || FOLD == ALL
     s.value = (A)1;
 #else
     s.value = (A)0;
 #endif
-#if KIND == MAX && !ARG
+#if FOLD == MAX && !PLACE
     s.value = LOWEST;
-#elif KIND == MIN && !ARG
+#elif FOLD == MIN && !PLACE
     s.value = HIGHEST;
 #endif
-#if ARG
+#if PLACE
     s.index = -1;
 #endif
     return s;
@@ -41,17 +44,17 @@ DEVICE State start() {
 
 // `a` comes before `b`.
 DEVICE State join(State a, State b) {
-#if ARG
+#if PLACE
     if (a.index < 0 || b.index < 0) return a.index < 0 ? b : a;
     const bool nan_a = a.value != a.value, nan_b = b.value != b.value;
-    const bool better = KIND == MAX ? b.value > a.value : b.value < a.value;
+    const bool better = FOLD == MAX ? b.value > a.value : b.value < a.value;
     const bool equal = a.value == b.value || (nan_a && nan_b);
     return (!nan_a && (nan_b || better)) || (equal && b.index < a.index) ? b : a;
-#elif KIND == SUM
+#elif FOLD == SUM
     return State{a.value + b.value};
-#elif KIND == PRODUCT
+#elif FOLD == PRODUCT
     return State{a.value * b.value};
-#elif KIND == MAX || KIND == ANY
+#elif FOLD == MAX || FOLD == ANY
     return (b.value > a.value || b.value != b.value) ? b : a;
 #else
     return (b.value < a.value || b.value != b.value) ? b : a;
@@ -61,24 +64,24 @@ DEVICE State join(State a, State b) {
 DEVICE State step(State s, T x, i64 index) {
     State one;
     one.value = Cast<A, T>::of(x);
-#if ARG
+#if PLACE
     one.index = index;
 #endif
     return join(s, one);
 }
 
-DEVICE void finish(OUT* y, i64 at, State s) {
-#if ARG
-    y[at] = (OUT)s.index;
+DEVICE void finish(RESULT* y, i64 at, State s) {
+#if PLACE
+    y[at] = (RESULT)s.index;
 #else
-    y[at] = Cast<OUT, A>::of(s.value);
+    y[at] = Cast<RESULT, A>::of(s.value);
 #endif
 }
 
 DEVICE State shuffle(State s, int from) {
     State other;
     other.value = __shfl_down_sync(0xffffffffu, s.value, from);
-#if ARG
+#if PLACE
     other.index = __shfl_down_sync(0xffffffffu, s.index, from);
 #endif
     return other;
@@ -86,7 +89,7 @@ DEVICE State shuffle(State s, int from) {
 
 // inner == 1: one block of 256 threads a row and part. Threads take neighbouring elements in turn.
 extern "C" __global__ void __launch_bounds__(256)
-rows(const T* __restrict__ x, OUT* y, State* states, i64 outer, i64 count, i64 per_part, int part) {
+rows(const T* __restrict__ x, RESULT* y, State* states, i64 outer, i64 count, i64 per_part, int part) {
     __shared__ State scratch[8];
     const i64 row = blockIdx.x, first = blockIdx.y * per_part;
     const i64 last = first + per_part < count ? first + per_part : count;
@@ -113,7 +116,7 @@ rows(const T* __restrict__ x, OUT* y, State* states, i64 outer, i64 count, i64 p
 
 // inner == 1 and short rows: one warp a row.
 extern "C" __global__ void __launch_bounds__(256)
-short_rows(const T* __restrict__ x, OUT* y, i64 outer, i64 count) {
+short_rows(const T* __restrict__ x, RESULT* y, i64 outer, i64 count) {
     const i64 row = (i64)blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= outer) return;
     const T* from = x + row * count;
@@ -126,7 +129,7 @@ short_rows(const T* __restrict__ x, OUT* y, i64 outer, i64 count) {
 
 // inner > 1: 32 columns a block, eight threads a column.
 extern "C" __global__ void __launch_bounds__(256)
-columns(const T* __restrict__ x, OUT* y, State* states, i64 outer, i64 count, i64 inner,
+columns(const T* __restrict__ x, RESULT* y, State* states, i64 outer, i64 count, i64 inner,
         i64 per_part, int part) {
     __shared__ State scratch[8][32];
     const i64 bands = (inner + 31) / 32, row = blockIdx.x / bands;
@@ -152,7 +155,7 @@ columns(const T* __restrict__ x, OUT* y, State* states, i64 outer, i64 count, i6
 
 // Folds the states of all parts in order.
 extern "C" __global__ void __launch_bounds__(256)
-join_parts(const State* __restrict__ states, OUT* y, i64 results, i64 parts) {
+join_parts(const State* __restrict__ states, RESULT* y, i64 results, i64 parts) {
     const i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (at >= results) return;
     State s = states[at];
