@@ -1,0 +1,83 @@
+// From a warpgroup's registers to the output: rows of out through shared memory, and log-sum-exps.
+#pragma once
+
+#include "attention/softmax.cuh"
+#include "attention/tile_range.cuh"
+#include "device/shared_tile.cuh"
+#include "device/tma.cuh"
+#include "device/wgmma.cuh"
+
+namespace danaus::attention {
+
+// The 64 rows of one warpgroup.
+struct RowBlock {
+    Sequence sequence;
+    int first;  // query of the first row
+    int head;
+    int batch;
+
+    DEVICE bool whole() const { return first + 64 <= sequence.q_len; }
+};
+
+// Stores the log-sum-exps of the two rows this thread shares with its quad.
+template <class Config>
+DEVICE void store_log_sum_exp(const ForwardParams& params, const RowBlock& rows, const Softmax<Config>& softmax) {
+    const Problem& problem = params.problem;
+    if (lane_index() % 4 != 0) return;
+    const int row = rows.first + 16 * (warp_index() % 4) + lane_index() / 4;
+    i64 start;
+    if constexpr (Config::kPacked) {
+        start = static_cast<i64>(rows.head) * problem.total_q + rows.sequence.q_start;
+    } else {
+        start = (static_cast<i64>(rows.batch) * problem.heads + rows.head) * problem.q_len;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        if (row + 8 * i < rows.sequence.q_len) params.lse[start + row + 8 * i] = softmax.log_sum_exp(i, problem.exponent_factor);
+    }
+}
+
+// Calls `write(address in out, row of the block, chunk of 8 columns)` for all rows in use, spread over
+// the warpgroup.
+template <class Config, class Write>
+DEVICE void for_rows_in_use(const ForwardParams& params, const RowBlock& rows, Write write) {
+    constexpr int kChunks = Config::kValueDim / 8;
+    const i64 start = rows.sequence.q_start * params.out_row_stride + rows.head * params.out_head_stride + rows.batch * params.out_batch_stride;
+    for (int i = threadIdx.x % kWarpgroup; i < 64 * kChunks; i += kWarpgroup) {
+        const int row = i / kChunks, chunk = i % kChunks;
+        if (rows.first + row >= rows.sequence.q_len) break;
+        u16* out = static_cast<u16*>(params.out) + start + (rows.first + row) * params.out_row_stride + 8 * chunk;
+        write(reinterpret_cast<uint4*>(out), row, chunk);
+    }
+}
+
+// Queries without keys.
+template <class Config>
+DEVICE void store_zeros(const ForwardParams& params, const RowBlock& rows) {
+    for_rows_in_use<Config>(params, rows, [](uint4* out, int, int) { *out = uint4{0, 0, 0, 0}; });
+}
+
+// Stages o (64 x kValueDim, normalised) at `staged` and sends it off. The caller has made sure that
+// nobody reads `staged`; `wait_stores_read` by the warpgroup's first thread, and a barrier, free it again.
+// The copy engine would write a packed sequence's last rows on into the next one: those go by hand.
+template <class Config>
+DEVICE void store_out(const ForwardParams& params, const TensorMap& out_map, const RowBlock& rows, const float (&o)[Config::kValueDim / 2],
+                      u32 staged, int barrier) {
+    u32 packed[Config::kValueDim / 4];
+    wgmma::pack<typename Config::Element>(packed, o);
+    store_product<64, Config::kValueDim>(staged, 0, packed);
+    if (Config::kPacked && !rows.whole()) {
+        named_sync(barrier, kWarpgroup);
+        for_rows_in_use<Config>(params, rows, [=](uint4* out, int row, int chunk) { *out = load_16_bytes(staged + swizzled<64>(row, chunk)); });
+        fence_shared_for_async();
+        return;
+    }
+    fence_shared_for_async();
+    named_sync(barrier, kWarpgroup);
+    if (threadIdx.x % kWarpgroup == 0) {
+        store_tile(out_map, staged, {rows.sequence.q_start + rows.first, rows.head, rows.batch});
+        commit_stores();
+    }
+}
+
+}  // namespace danaus::attention
