@@ -17,8 +17,9 @@ using i64 = long long;
 constexpr int kWarp = 32;        // threads
 constexpr int kWarpgroup = 128;  // threads of one wgmma instruction
 
+// All lanes of the warp must call it: the shuffle, which tells the compiler that the value is the same in
+// all lanes, waits for them.
 DEVICE int warp_index() {
-    // The shuffle tells the compiler that the value is the same in all lanes.
     return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
 }
 

@@ -15,6 +15,10 @@ struct RowBlock {
     int first;  // query of the first row
     int head;
     int batch;
+    int own;  // query of this thread's first row; the second is 8 further
+
+    DEVICE RowBlock(const Sequence& sequence, int first, int head, int batch)
+        : sequence(sequence), first(first), head(head), batch(batch), own(first + 16 * (warp_index() % 4) + lane_index() / 4) {}
 
     DEVICE bool whole() const { return first + 64 <= sequence.q_len; }
 };
@@ -24,7 +28,6 @@ template <class Config>
 DEVICE void store_log_sum_exp(const ForwardParams& params, const RowBlock& rows, const Softmax<Config>& softmax) {
     const Problem& problem = params.problem;
     if (lane_index() % 4 != 0) return;
-    const int row = rows.first + 16 * (warp_index() % 4) + lane_index() / 4;
     i64 start;
     if constexpr (Config::kPacked) {
         start = static_cast<i64>(rows.head) * problem.total_q + rows.sequence.q_start;
@@ -33,7 +36,8 @@ DEVICE void store_log_sum_exp(const ForwardParams& params, const RowBlock& rows,
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        if (row + 8 * i < rows.sequence.q_len) params.lse[start + row + 8 * i] = softmax.log_sum_exp(i, problem.exponent_factor);
+        const int row = rows.own + 8 * i;
+        if (row < rows.sequence.q_len) params.lse[start + row] = softmax.log_sum_exp(i, problem.exponent_factor);
     }
 }
 

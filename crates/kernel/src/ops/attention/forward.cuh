@@ -53,7 +53,7 @@ struct ForwardConsumer {
             const int first = tile.position * Config::kBlockM;
             const Band<Config> band(problem, sequence);
             const KeyTiles tiles = KeyTiles::of<Config>(band, first, min(first + Config::kBlockM, sequence.q_len));
-            const RowBlock rows{sequence, first + 64 * warpgroup, tile.head, Config::kPacked ? 0 : tile.batch};
+            const RowBlock rows(sequence, first + 64 * warpgroup, tile.head, Config::kPacked ? 0 : tile.batch);
             Softmax<Config> softmax;
             if (tiles.empty()) {
                 store_zeros<Config>(params, rows);
@@ -109,7 +109,7 @@ private:
     template <bool kMasked>
     DEVICE float2 exponentials(Softmax<Config>& softmax, const Band<Config>& band, const RowBlock& rows, int n) {
         cap_scores<Config>(s, params.problem);
-        if constexpr (kMasked) mask_scores<Config>(s, band, rows.first + 16 * (warp_index() % 4) + lane_index() / 4, n);
+        if constexpr (kMasked) mask_scores<Config>(s, band, rows.own, n);
         return softmax.template update<kMasked>(s, params.problem.exponent_factor);
     }
 
