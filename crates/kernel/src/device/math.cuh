@@ -16,21 +16,6 @@ DEVICE float exp2_unit(float x) {
     return y;
 }
 
-// 2^x by the multiply-add units, for x <= 127; relative error 7.5e-5, far below the rounding of a 16-bit
-// result. The special-function unit does 16 exponentials a cycle and multiprocessor, the multiply-add
-// units 128 operations, so giving them a share shortens softmax. The cubic is the minimax polynomial of
-// relative error on [-1/2, 1/2].
-DEVICE float exp2_polynomial(float x) {
-    constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    x = fmaxf(x, -126.f);
-    const float shifted = x + kRound;
-    const float f = x - (shifted - kRound);
-    float p = fmaf(0.05517144f, f, 0.24261081f);
-    p = fmaf(p, f, 0.69326099f);
-    p = fmaf(p, f, 0.99992809f);
-    return __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
-}
-
 DEVICE float log2_unit(float x) {
     float y;
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

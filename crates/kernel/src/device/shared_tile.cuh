@@ -10,9 +10,9 @@ namespace danaus {
 
 // Byte offset of chunk `chunk` (8 columns of the tile) of `row`.
 template <int kRows>
-DEVICE u32 swizzled(int row, int chunk) {
+DEVICE u32 swizzled(u32 row, u32 chunk) {
     static_assert(kRows % 8 == 0, "the swizzle repeats every 8 rows");
-    return (chunk / 8) * (kRows * 128) + row * 128 + (((chunk % 8) ^ (row % 8)) * 16);
+    return (chunk / 8) * (kRows * 128) + row * 128 + (((chunk ^ row) % 8) * 16);
 }
 
 DEVICE void store_matrices(u32 address, u32 r0, u32 r1, u32 r2, u32 r3) {
@@ -26,8 +26,8 @@ DEVICE void store_matrices_transposed(u32 address, u32 r0, u32 r1, u32 r2, u32 r
 // Writes a warpgroup's packed product (64 rows of kColumns) to rows `first_row`.. of a tile of kRows.
 template <int kRows, int kColumns>
 DEVICE void store_product(u32 tile, int first_row, const u32 (&packed)[kColumns / 4]) {
-    const int lane = lane_index(), warp = warp_index() % 4;
-    const int row = first_row + 16 * warp + lane % 16;
+    const u32 lane = lane_index(), warp = warp_index() % 4;
+    const u32 row = first_row + 16 * warp + lane % 16;
 #pragma unroll
     for (int j = 0; j < kColumns / 16; ++j) {
         const u32 address = tile + swizzled<kRows>(row, 2 * j + lane / 16);
@@ -39,14 +39,13 @@ DEVICE void store_product(u32 tile, int first_row, const u32 (&packed)[kColumns 
 // whose rows are the product's kColumns columns.
 template <int kRows, int kColumns>
 DEVICE void store_product_transposed(u32 tile, int first_column, const u32 (&packed)[kColumns / 4]) {
-    const int lane = lane_index(), warp = warp_index() % 4;
-    // Matrices 0 and 1 are the product's rows 0-7 and 8-15, 2 and 3 its next 8 columns.
-    const int chunk = first_column / 8 + 2 * warp + (lane / 8) % 2;
+    const u32 lane = lane_index(), warp = warp_index() % 4;
+    // Matrices 0 and 1 are the product's rows 0-7 and 8-15, 2 and 3 its next 8 columns. 16 rows further
+    // the swizzle is the same.
+    const u32 address = tile + swizzled<kRows>(8 * (lane / 16) + lane % 8, first_column / 8 + 2 * warp + (lane / 8) % 2);
 #pragma unroll
     for (int j = 0; j < kColumns / 16; ++j) {
-        const int row = 16 * j + 8 * (lane / 16) + lane % 8;
-        const u32 address = tile + swizzled<kRows>(row, chunk);
-        store_matrices_transposed(address, packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
+        store_matrices_transposed(address + j * (16 * 128), packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]);
     }
 }
 

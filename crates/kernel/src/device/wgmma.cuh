@@ -26,11 +26,20 @@ DEVICE void wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Keeps a later `wait` behind the computation of `sum`, which is never negative: ptxas leaves memory
+// Keeps a later `wait` behind the computation of values that are never negative: ptxas leaves memory
 // operations and waits in order, but moves arithmetic behind a wait that it does not depend on, and then
-// nothing overlaps with the products in flight. `address` is any shared memory; nothing is stored.
-DEVICE void hold_wait(float sum, u32 address) {
-    asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\n}" ::"f"(sum), "r"(address) : "memory");
+// nothing overlaps with the products in flight. `scratch` is shared memory that nobody reads; nothing is
+// stored unless a value has its sign set, which only a NaN has.
+DEVICE void hold_wait(u32 bits, u32 scratch) {
+    asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %0, 0;\n@p st.shared.u32 [%1], %0;\n}" ::"r"(bits), "r"(scratch) : "memory");
+}
+
+template <int kCount>
+DEVICE void hold_wait(const float (&values)[kCount], u32 scratch) {
+    u32 bits = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) bits |= __float_as_uint(values[i]);
+    hold_wait(bits, scratch);
 }
 
 // Keeps the compiler from moving uses of the registers over this point.

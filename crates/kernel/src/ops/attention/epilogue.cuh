@@ -20,7 +20,7 @@ struct RowBlock {
     DEVICE RowBlock(const Sequence& sequence, int first, int head, int batch)
         : sequence(sequence), first(first), head(head), batch(batch), own(first + 16 * (warp_index() % 4) + lane_index() / 4) {}
 
-    DEVICE bool whole() const { return first + 64 <= sequence.q_len; }
+    DEVICE int in_use() const { return max(0, min(64, sequence.q_len - first)); }
 };
 
 // Stores the log-sum-exps of the two rows this thread shares with its quad.
@@ -41,24 +41,23 @@ DEVICE void store_log_sum_exp(const ForwardParams& params, const RowBlock& rows,
     }
 }
 
-// Calls `write(address in out, row of the block, chunk of 8 columns)` for all rows in use, spread over
-// the warpgroup.
-template <class Config, class Write>
-DEVICE void for_rows_in_use(const ForwardParams& params, const RowBlock& rows, Write write) {
-    constexpr int kChunks = Config::kValueDim / 8;
-    const i64 start = rows.sequence.q_start * params.out_row_stride + rows.head * params.out_head_stride + rows.batch * params.out_batch_stride;
-    for (int i = threadIdx.x % kWarpgroup; i < 64 * kChunks; i += kWarpgroup) {
+// Calls `write(address, row, chunk of 8 columns)` for `count` rows from `first` of one head, spread over
+// kThreads threads.
+template <int kColumns, int kThreads, class Write>
+DEVICE void for_rows(const Rows& rows, int batch, int head, int first, int count, Write write) {
+    constexpr int kChunks = kColumns / 8;
+    u16* start = static_cast<u16*>(rows.data) + batch * rows.batch_stride + head * rows.head_stride + first * rows.row_stride;
+    for (int i = threadIdx.x % kThreads; i < count * kChunks; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks;
-        if (rows.first + row >= rows.sequence.q_len) break;
-        u16* out = static_cast<u16*>(params.out) + start + (rows.first + row) * params.out_row_stride + 8 * chunk;
-        write(reinterpret_cast<uint4*>(out), row, chunk);
+        write(reinterpret_cast<uint4*>(start + row * rows.row_stride + 8 * chunk), row, chunk);
     }
 }
 
 // Queries without keys.
 template <class Config>
 DEVICE void store_zeros(const ForwardParams& params, const RowBlock& rows) {
-    for_rows_in_use<Config>(params, rows, [](uint4* out, int, int) { *out = uint4{0, 0, 0, 0}; });
+    for_rows<Config::kValueDim, kWarpgroup>(params.out, rows.batch, rows.head, rows.sequence.q_start + rows.first, rows.in_use(),
+                                            [](uint4* out, int, int) { *out = uint4{0, 0, 0, 0}; });
 }
 
 // Stages o (64 x kValueDim, normalised) at `staged` and sends it off. The caller has made sure that
@@ -70,9 +69,11 @@ DEVICE void store_out(const ForwardParams& params, const TensorMap& out_map, con
     u32 packed[Config::kValueDim / 4];
     wgmma::pack<typename Config::Element>(packed, o);
     store_product<64, Config::kValueDim>(staged, 0, packed);
-    if (Config::kPacked && !rows.whole()) {
+    if (Config::kPacked && rows.in_use() < 64) {
         named_sync(barrier, kWarpgroup);
-        for_rows_in_use<Config>(params, rows, [=](uint4* out, int row, int chunk) { *out = load_16_bytes(staged + swizzled<64>(row, chunk)); });
+        for_rows<Config::kValueDim, kWarpgroup>(
+            params.out, rows.batch, rows.head, rows.sequence.q_start + rows.first, rows.in_use(),
+            [=](uint4* out, int row, int chunk) { *out = load_16_bytes(staged + swizzled<64>(row, chunk)); });
         fence_shared_for_async();
         return;
     }

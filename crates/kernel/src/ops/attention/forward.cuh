@@ -14,7 +14,7 @@
 //   kHeadDim, kValueDim        multiples of 64
 //   kBlockM, kBlockN, kStages  query rows of a block, keys of a tile, depth of the rings
 //   kCausal, kWindowLeft, kWindowRight, kSoftcap, kPacked   what the problem asks for
-//   kTurns, kOutOverQuery, kPolynomialShare, kLastFirst   how it is done
+//   kTurns, kOutOverQuery, kLastFirst                       how it is done
 //   kProducerRegisters, kConsumerRegisters                  after the shares are moved
 #pragma once
 
@@ -130,7 +130,7 @@ private:
         release_key();
         const float2 factor = exponentials<kMasked>(softmax, band, rows, n);
         wgmma::settle(s);
-        wgmma::hold_wait(softmax.sum[0] + softmax.sum[1], pipeline.base);
+        wgmma::hold_wait(__float_as_uint(softmax.sum[0]) | __float_as_uint(softmax.sum[1]), pipeline.scratch());
         wgmma::wait<0>();
         wgmma::settle(o);
         wgmma::settle(p);

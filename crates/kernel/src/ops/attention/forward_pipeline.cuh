@@ -31,7 +31,7 @@ struct ForwardStorage {
     static constexpr int kBarrierCount = 2 * kConsumers + 4 * Config::kStages + 2 * TileMail::kSlots;
     static constexpr u32 kNumbers = kBarriers + 8 * kBarrierCount;
     // What the host asks for: room to align the base.
-    static constexpr u32 kBytes = kNumbers + 4 * TileMail::kSlots + 1024;
+    static constexpr u32 kBytes = kNumbers + 4 * TileMail::kSlots + 8 + 1024;
 
     static_assert(Config::kBlockM % 64 == 0 && kConsumers <= 3, "a consumer warpgroup owns 64 query rows; at most 3 fit the registers");
     static_assert(Config::kHeadDim % 64 == 0 && Config::kValueDim % 64 == 0, "head dims are whole panels of 64");
@@ -91,6 +91,7 @@ struct ForwardPipeline {
         fence_barrier_init();
     }
 
+    DEVICE u32 scratch() const { return base + Storage::kNumbers + 4 * TileMail::kSlots; }
     DEVICE u32 query(int warpgroup) const { return base + Storage::kQuery + warpgroup * Storage::kQueryBytes; }
     DEVICE u32 out(int warpgroup) const { return base + Storage::kOut + warpgroup * Storage::kOutStep; }
     DEVICE u32 key(int stage) const { return base + Storage::kKey + stage * Storage::kKeyBytes; }

@@ -31,11 +31,30 @@ DEVICE void mask_scores(float (&s)[Config::kBlockN / 2], const Band<Config>& ban
     }
 }
 
+// The same for transposed scores, 64 keys x kBlockM queries; `key` is the thread's first row.
 template <class Config>
-DEVICE void cap_scores(float (&s)[Config::kBlockN / 2], const Problem& problem) {
+DEVICE void mask_transposed_scores(float (&s)[Config::kBlockM / 2], const Band<Config>& band, int key, int block) {
+    const int frame = block * Config::kBlockM + 2 * (lane_index() % 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int first = band.first_query(key + 8 * i) - frame;
+        const int end = band.end_query(key + 8 * i) - frame;
+#pragma unroll
+        for (int j = 0; j < Config::kBlockM / 8; ++j) {
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                float& score = s[4 * j + 2 * i + c];
+                if (8 * j + c < first || 8 * j + c >= end) score = -kInfinity;
+            }
+        }
+    }
+}
+
+template <class Config, int kCount>
+DEVICE void cap_scores(float (&s)[kCount], const Problem& problem) {
     if constexpr (Config::kSoftcap) {
 #pragma unroll
-        for (int i = 0; i < Config::kBlockN / 2; ++i) s[i] = tanh_unit(s[i] * problem.score_factor);
+        for (int i = 0; i < kCount; ++i) s[i] = tanh_unit(s[i] * problem.score_factor);
     }
 }
 

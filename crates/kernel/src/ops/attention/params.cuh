@@ -33,16 +33,44 @@ struct Schedule {
     int section;  // heads whose tiles are interleaved
 };
 
+// A tensor of 16-bit rows for ordinary stores; strides in elements.
+struct Rows {
+    void* data;
+    i64 row_stride;
+    i64 head_stride;
+    i64 batch_stride;
+};
+
 struct ForwardParams {
     Problem problem;
     Schedule schedule;
     float* lse;  // (batch, heads, q_len), packed (heads, total_q)
-    // The output for rows that the copy engine cannot write: a packed sequence's last ones, which it
-    // would not clip, and queries without keys. Strides in elements.
-    void* out;
-    i64 out_row_stride;
-    i64 out_head_stride;
-    i64 out_batch_stride;
+    // For rows that the copy engine cannot write: a packed sequence's last ones, which it would not
+    // clip, and queries without keys.
+    Rows out;
+};
+
+// Row blocks: the queries of a head in blocks of kBlockM, so that no block spans two sequences. A packed
+// sequence b starts at block (cu_seqlens_q[b] + b kBlockM) / kBlockM of its head. Row statistics and sums
+// of dq are stored by row block.
+struct BackwardParams {
+    Problem problem;
+    int row_blocks;  // of a head, packed: of all its sequences
+    int key_tiles;   // of the longest sequence
+    int wave;        // key tiles whose thread blocks are resident together, see backward_order.cuh
+    float softmax_scale;
+    int* ticket;           // 0 between launches
+    int* turns;            // one a row block: how many key tiles have added to it
+    float* log_sum_exp_2;  // (row block, row), in base 2; +inf for rows without keys or beyond the end
+    float* delta;          // (row block, row): rowsum(dout out) - dlse
+    float* dq_sum;         // (row block, kBlockM kHeadDim), in the registers' order
+    const float* lse;      // as in ForwardParams
+    const float* grad_lse; // null or like lse
+    Rows out;
+    Rows grad_out;
+    Rows dq;
+    Rows dk;
+    Rows dv;
 };
 
 }  // namespace danaus::attention

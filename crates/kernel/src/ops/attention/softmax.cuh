@@ -51,7 +51,7 @@ struct Softmax {
 
 private:
     // The key that set the reference contributes 1, so the sum of a row with keys is at least about 1.
-    // (The polynomial turns a hidden key into 2^-126, not 0. A NaN is not empty and stays NaN.)
+    // A NaN is not empty and stays NaN.
     DEVICE bool empty(int i) const { return sum[i] < 0.5f; }
 
     // Two chains each, since an addition waits four cycles for the one before.
@@ -74,10 +74,7 @@ private:
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
                 float& value = s[4 * j + 2 * i + k];
-                const float exponent = fmaf(value, c, -offset);
-                // Every 16 / kPolynomialShare-th column pair goes to the multiply-add units.
-                const bool polynomial = (j * Config::kPolynomialShare) % 16 < Config::kPolynomialShare;
-                value = polynomial ? exp2_polynomial(exponent) : exp2_unit(exponent);
+                value = exp2_unit(fmaf(value, c, -offset));
                 total[k] += value;
             }
         }

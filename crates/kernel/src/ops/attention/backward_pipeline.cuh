@@ -1,0 +1,177 @@
+// Shared memory, barriers, producer and dq writer of the backward kernel.
+//
+// Warpgroup 0 holds two programs of one thread each: the producer loads the tile of keys and values
+// once and then, for each visit, queries, output gradients and row statistics; the writer adds finished
+// blocks of dq to global memory in turn (backward_order.cuh).
+#pragma once
+
+#include "attention/backward_order.cuh"
+#include "device/tma.cuh"
+
+namespace danaus::attention {
+
+// Byte offsets in shared memory, from a base aligned to 1024.
+template <class Config>
+struct BackwardStorage {
+    static constexpr u32 kKeyBytes = Config::kBlockN * Config::kHeadDim * 2;
+    static constexpr u32 kRowBytes = Config::kBlockM * Config::kHeadDim * 2;  // of q or grad_out
+    static constexpr u32 kScoreBytes = Config::kBlockM * Config::kBlockN * 2;
+    static constexpr u32 kSumBytes = Config::kBlockM * Config::kHeadDim * 4;
+    static constexpr u32 kStatisticBytes = Config::kBlockM * 4;
+
+    static constexpr u32 kKey = 0;
+    static constexpr u32 kValue = kKey + kKeyBytes;
+    static constexpr u32 kQuery = kValue + kKeyBytes;
+    static constexpr u32 kGradOut = kQuery + Config::kStages * kRowBytes;
+    static constexpr u32 kScore = kGradOut + Config::kStages * kRowBytes;
+    static constexpr u32 kSum = kScore + Config::kScoreStages * kScoreBytes;
+    static constexpr u32 kLogSumExp = kSum + kSumBytes;
+    static constexpr u32 kDelta = kLogSumExp + Config::kStages * kStatisticBytes;
+    static constexpr u32 kBarriers = kDelta + Config::kStages * kStatisticBytes;
+    static constexpr int kBarrierCount = 1 + 4 * Config::kStages + 2;
+    static constexpr u32 kNumber = kBarriers + 8 * kBarrierCount;
+    static constexpr u32 kBytes = kNumber + 8 + 1024;
+
+    static_assert(Config::kBlockN == 128, "two consumer warpgroups own 64 keys each");
+    static_assert(Config::kBlockM % 16 == 0, "row blocks are k-steps of 16");
+    static_assert(Config::kHeadDim == 128 || (Config::kHeadDim == 64 && Config::kBlockM == 128),
+                  "dq is shared by the warpgroups along the head dim 128 or along 128 rows");
+    static_assert(Config::kScoreStages == 2, "a warpgroup writes the next ds while the other still reads this one");
+    static_assert(kScore % 1024 == 0 && kRowBytes % 1024 == 0, "tiles start at multiples of the swizzle");
+    static_assert(kBytes <= 232448, "a thread block has 227 KiB of shared memory");
+};
+
+template <class Config>
+struct BackwardPipeline {
+    using Storage = BackwardStorage<Config>;
+    static constexpr int kConsumerWarps = 8;
+
+    u32 base;
+    Barrier key_full;
+    BarrierArray query_full, query_empty, grad_full, grad_empty;
+    Barrier sum_full, sum_empty;
+    Ring<Config::kStages> queries, grads;
+    u32 sum_wraps = 0;
+
+    DEVICE explicit BackwardPipeline(const void* shared) : base((shared_address(shared) + 1023u) & ~1023u) {
+        const BarrierArray all{base + Storage::kBarriers};
+        key_full = all[0];
+        query_full = {all[1].address};
+        query_empty = {all[1 + Config::kStages].address};
+        grad_full = {all[1 + 2 * Config::kStages].address};
+        grad_empty = {all[1 + 3 * Config::kStages].address};
+        sum_full = all[1 + 4 * Config::kStages];
+        sum_empty = all[2 + 4 * Config::kStages];
+    }
+
+    // By one thread, before the block synchronises.
+    DEVICE void init() const {
+        key_full.init(1);
+        for (int i = 0; i < Config::kStages; ++i) {
+            query_full[i].init(1);
+            grad_full[i].init(1);
+            query_empty[i].init(kConsumerWarps);
+            grad_empty[i].init(kConsumerWarps);
+        }
+        sum_full.init(kConsumerWarps);
+        sum_empty.init(1);
+        fence_barrier_init();
+    }
+
+    DEVICE u32 key() const { return base + Storage::kKey; }
+    DEVICE u32 value() const { return base + Storage::kValue; }
+    DEVICE u32 query(int stage) const { return base + Storage::kQuery + stage * Storage::kRowBytes; }
+    DEVICE u32 grad_out(int stage) const { return base + Storage::kGradOut + stage * Storage::kRowBytes; }
+    DEVICE u32 score(int stage) const { return base + Storage::kScore + stage * Storage::kScoreBytes; }
+    DEVICE u32 sum() const { return base + Storage::kSum; }
+    DEVICE u32 log_sum_exp(int stage) const { return base + Storage::kLogSumExp + stage * Storage::kStatisticBytes; }
+    DEVICE u32 delta(int stage) const { return base + Storage::kDelta + stage * Storage::kStatisticBytes; }
+    DEVICE u32 number() const { return base + Storage::kNumber; }
+};
+
+// The tensor maps, in the kernel's argument order.
+struct BackwardMaps {
+    const TensorMap& q;
+    const TensorMap& k;
+    const TensorMap& v;
+    const TensorMap& grad_out;
+    const TensorMap& dk;
+    const TensorMap& dv;
+};
+
+template <class Config>
+struct BackwardProducer {
+    using Storage = BackwardStorage<Config>;
+    const BackwardMaps& maps;
+    const BackwardParams& params;
+    BackwardPipeline<Config> pipeline;
+
+    DEVICE void run(const KeyTile& tile, const Sequence& sequence, const Visits<Config>& visits) {
+        const int batch = Config::kPacked ? 0 : tile.batch;
+        const TileOrigin keys{sequence.k_start + tile.n * Config::kBlockN, tile.kv_head, batch};
+        pipeline.key_full.arrive_expect(2 * Storage::kKeyBytes);
+        load_tile(pipeline.key(), maps.k, pipeline.key_full, keys, L2::kEvictFirst);
+        load_tile(pipeline.value(), maps.v, pipeline.key_full, keys, L2::kEvictFirst);
+        const int group = params.problem.group;
+        for (int g = 0; g < group; ++g) {
+            const int head = tile.kv_head * group + g, first_block = row_block<Config>(params, sequence, tile.batch, head);
+            int m = visits.start;
+            for (int i = 0; i < visits.count(); ++i, m = visits.next(m)) {
+                const TileOrigin rows{sequence.q_start + m * Config::kBlockM, head, batch};
+                const i64 statistics = static_cast<i64>(first_block + m) * Config::kBlockM;
+                load(maps.q, pipeline.query(pipeline.queries.stage), rows, pipeline.query_full, pipeline.query_empty, pipeline.queries,
+                     params.log_sum_exp_2 + statistics, pipeline.log_sum_exp(pipeline.queries.stage));
+                load(maps.grad_out, pipeline.grad_out(pipeline.grads.stage), rows, pipeline.grad_full, pipeline.grad_empty, pipeline.grads,
+                     params.delta + statistics, pipeline.delta(pipeline.grads.stage));
+            }
+        }
+    }
+
+private:
+    DEVICE void load(const TensorMap& map, u32 tile, TileOrigin at, BarrierArray full, BarrierArray empty, Ring<Config::kStages>& ring,
+                     const float* statistics, u32 statistics_tile) {
+        empty[ring.stage].wait(ring.producer());
+        full[ring.stage].arrive_expect(Storage::kRowBytes + Storage::kStatisticBytes);
+        load_tile(tile, map, full[ring.stage], at, L2::kEvictLast);
+        load_run(statistics_tile, statistics, Storage::kStatisticBytes, full[ring.stage]);
+        ring.advance();
+    }
+};
+
+template <class Config>
+struct SumWriter {
+    using Storage = BackwardStorage<Config>;
+    const BackwardParams& params;
+    BackwardPipeline<Config> pipeline;
+
+    DEVICE void run(const KeyTile& tile, const Sequence& sequence, const Visits<Config>& visits) {
+        const int group = params.problem.group;
+        for (int g = 0; g < group; ++g) {
+            const int first_block = row_block<Config>(params, sequence, tile.batch, tile.kv_head * group + g);
+            int m = visits.start;
+            for (int i = 0; i < visits.count(); ++i, m = visits.next(m)) write(first_block + m, visits.turn(m));
+        }
+    }
+
+private:
+    DEVICE void write(int block, int turn) {
+        float* destination = params.dq_sum + static_cast<i64>(block) * (Config::kBlockM * Config::kHeadDim);
+        pipeline.sum_full.wait(pipeline.sum_wraps);
+        pipeline.sum_wraps ^= 1u;
+        if (turn == 0) {
+            store_run(destination, pipeline.sum(), Storage::kSumBytes);  // the first: nothing has to be cleared
+        } else {
+            await(params.turns + block, turn);
+            fence_global_for_async();
+            add_run(destination, pipeline.sum(), Storage::kSumBytes);
+        }
+        commit_stores();
+        wait_stores_read<0>();
+        pipeline.sum_empty.arrive();
+        wait_stores<0>();
+        fence_global_for_async();
+        post(params.turns + block);
+    }
+};
+
+}  // namespace danaus::attention
