@@ -80,6 +80,17 @@ struct Ring {
     }
 };
 
+// The same when one number counts the passes of several rings: the stage and parities of pass `index`.
+template <int kStages>
+struct RingAt {
+    static_assert((kStages & (kStages - 1)) == 0, "a counted ring has a power of two of stages");
+    u32 index;
+
+    DEVICE u32 stage() const { return index % kStages; }
+    DEVICE u32 consumer() const { return index / kStages % 2; }
+    DEVICE u32 producer() const { return consumer() ^ 1u; }
+};
+
 // Makes initialised mbarriers visible to the copy engine and to the cluster.
 DEVICE void fence_barrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

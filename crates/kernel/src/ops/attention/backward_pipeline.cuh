@@ -25,10 +25,10 @@ struct BackwardStorage {
     static constexpr u32 kGradOut = kQuery + Config::kStages * kRowBytes;
     static constexpr u32 kScore = kGradOut + Config::kStages * kRowBytes;
     static constexpr u32 kSum = kScore + Config::kScoreStages * kScoreBytes;
-    static constexpr u32 kLogSumExp = kSum + kSumBytes;
+    static constexpr u32 kLogSumExp = kSum + Config::kSumStages * kSumBytes;
     static constexpr u32 kDelta = kLogSumExp + Config::kStages * kStatisticBytes;
     static constexpr u32 kBarriers = kDelta + Config::kStages * kStatisticBytes;
-    static constexpr int kBarrierCount = 1 + 4 * Config::kStages + 2;
+    static constexpr int kBarrierCount = 1 + 4 * Config::kStages + 2 * Config::kScoreStages + 2 * Config::kSumStages;
     static constexpr u32 kNumber = kBarriers + 8 * kBarrierCount;
     static constexpr u32 kBytes = kNumber + 8 + 1024;
 
@@ -36,11 +36,12 @@ struct BackwardStorage {
     static_assert(Config::kBlockM % 16 == 0, "row blocks are k-steps of 16");
     static_assert(Config::kHeadDim == 128 || (Config::kHeadDim == 64 && Config::kBlockM == 128),
                   "dq is shared by the warpgroups along the head dim 128 or along 128 rows");
-    static_assert(Config::kScoreStages == 2, "a warpgroup writes the next ds while the other still reads this one");
+    static_assert(Config::kScoreStages >= 2, "a warpgroup writes the next ds while dq of this one is computed");
     static_assert(kScore % 1024 == 0 && kRowBytes % 1024 == 0, "tiles start at multiples of the swizzle");
     static_assert(kBytes <= 232448, "a thread block has 227 KiB of shared memory");
 };
 
+// Every ring advances once a visit, so the number of the visit is the position in all of them.
 template <class Config>
 struct BackwardPipeline {
     using Storage = BackwardStorage<Config>;
@@ -49,19 +50,28 @@ struct BackwardPipeline {
     u32 base;
     Barrier key_full;
     BarrierArray query_full, query_empty, grad_full, grad_empty;
-    Barrier sum_full, sum_empty;
-    Ring<Config::kStages> queries, grads;
-    u32 sum_wraps = 0;
+    BarrierArray score_full, score_empty;  // ds in 16 bits, between the consumer warpgroups
+    BarrierArray sum_full, sum_empty;      // dq, to the writer
+    using Rows = RingAt<Config::kStages>;
+    using Scores = RingAt<Config::kScoreStages>;
+    using Sums = RingAt<Config::kSumStages>;
 
     DEVICE explicit BackwardPipeline(const void* shared) : base((shared_address(shared) + 1023u) & ~1023u) {
-        const BarrierArray all{base + Storage::kBarriers};
-        key_full = all[0];
-        query_full = {all[1].address};
-        query_empty = {all[1 + Config::kStages].address};
-        grad_full = {all[1 + 2 * Config::kStages].address};
-        grad_empty = {all[1 + 3 * Config::kStages].address};
-        sum_full = all[1 + 4 * Config::kStages];
-        sum_empty = all[2 + 4 * Config::kStages];
+        u32 next = base + Storage::kBarriers;
+        const auto take = [&](int count) {
+            const BarrierArray barriers{next};
+            next += 8u * count;
+            return barriers;
+        };
+        key_full = take(1)[0];
+        query_full = take(Config::kStages);
+        query_empty = take(Config::kStages);
+        grad_full = take(Config::kStages);
+        grad_empty = take(Config::kStages);
+        score_full = take(Config::kScoreStages);
+        score_empty = take(Config::kScoreStages);
+        sum_full = take(Config::kSumStages);
+        sum_empty = take(Config::kSumStages);
     }
 
     // By one thread, before the block synchronises.
@@ -73,19 +83,25 @@ struct BackwardPipeline {
             query_empty[i].init(kConsumerWarps);
             grad_empty[i].init(kConsumerWarps);
         }
-        sum_full.init(kConsumerWarps);
-        sum_empty.init(1);
+        for (int i = 0; i < Config::kScoreStages; ++i) {
+            score_full[i].init(kConsumerWarps);
+            score_empty[i].init(kConsumerWarps);
+        }
+        for (int i = 0; i < Config::kSumStages; ++i) {
+            sum_full[i].init(kConsumerWarps);
+            sum_empty[i].init(1);
+        }
         fence_barrier_init();
     }
 
     DEVICE u32 key() const { return base + Storage::kKey; }
     DEVICE u32 value() const { return base + Storage::kValue; }
-    DEVICE u32 query(int stage) const { return base + Storage::kQuery + stage * Storage::kRowBytes; }
-    DEVICE u32 grad_out(int stage) const { return base + Storage::kGradOut + stage * Storage::kRowBytes; }
-    DEVICE u32 score(int stage) const { return base + Storage::kScore + stage * Storage::kScoreBytes; }
-    DEVICE u32 sum() const { return base + Storage::kSum; }
-    DEVICE u32 log_sum_exp(int stage) const { return base + Storage::kLogSumExp + stage * Storage::kStatisticBytes; }
-    DEVICE u32 delta(int stage) const { return base + Storage::kDelta + stage * Storage::kStatisticBytes; }
+    DEVICE u32 query(u32 stage) const { return base + Storage::kQuery + stage * Storage::kRowBytes; }
+    DEVICE u32 grad_out(u32 stage) const { return base + Storage::kGradOut + stage * Storage::kRowBytes; }
+    DEVICE u32 score(u32 stage) const { return base + Storage::kScore + stage * Storage::kScoreBytes; }
+    DEVICE u32 sum(u32 stage) const { return base + Storage::kSum + stage * Storage::kSumBytes; }
+    DEVICE u32 log_sum_exp(u32 stage) const { return base + Storage::kLogSumExp + stage * Storage::kStatisticBytes; }
+    DEVICE u32 delta(u32 stage) const { return base + Storage::kDelta + stage * Storage::kStatisticBytes; }
     DEVICE u32 number() const { return base + Storage::kNumber; }
 };
 
@@ -113,28 +129,28 @@ struct BackwardProducer {
         load_tile(pipeline.key(), maps.k, pipeline.key_full, keys, L2::kEvictFirst);
         load_tile(pipeline.value(), maps.v, pipeline.key_full, keys, L2::kEvictFirst);
         const int group = params.problem.group;
+        u32 visit = 0;
         for (int g = 0; g < group; ++g) {
             const int head = tile.kv_head * group + g, first_block = row_block<Config>(params, sequence, tile.batch, head);
             int m = visits.start;
-            for (int i = 0; i < visits.count(); ++i, m = visits.next(m)) {
+            for (int i = 0; i < visits.count(); ++i, ++visit, m = visits.next(m)) {
                 const TileOrigin rows{sequence.q_start + m * Config::kBlockM, head, batch};
                 const i64 statistics = static_cast<i64>(first_block + m) * Config::kBlockM;
-                load(maps.q, pipeline.query(pipeline.queries.stage), rows, pipeline.query_full, pipeline.query_empty, pipeline.queries,
-                     params.log_sum_exp_2 + statistics, pipeline.log_sum_exp(pipeline.queries.stage));
-                load(maps.grad_out, pipeline.grad_out(pipeline.grads.stage), rows, pipeline.grad_full, pipeline.grad_empty, pipeline.grads,
-                     params.delta + statistics, pipeline.delta(pipeline.grads.stage));
+                const typename BackwardPipeline<Config>::Rows ring{visit};
+                const u32 stage = ring.stage();
+                pipeline.query_empty[stage].wait(ring.producer());
+                load(maps.q, pipeline.query(stage), rows, pipeline.query_full[stage], params.log_sum_exp_2 + statistics, pipeline.log_sum_exp(stage));
+                pipeline.grad_empty[stage].wait(ring.producer());
+                load(maps.grad_out, pipeline.grad_out(stage), rows, pipeline.grad_full[stage], params.delta + statistics, pipeline.delta(stage));
             }
         }
     }
 
 private:
-    DEVICE void load(const TensorMap& map, u32 tile, TileOrigin at, BarrierArray full, BarrierArray empty, Ring<Config::kStages>& ring,
-                     const float* statistics, u32 statistics_tile) {
-        empty[ring.stage].wait(ring.producer());
-        full[ring.stage].arrive_expect(Storage::kRowBytes + Storage::kStatisticBytes);
-        load_tile(tile, map, full[ring.stage], at, L2::kEvictLast);
-        load_run(statistics_tile, statistics, Storage::kStatisticBytes, full[ring.stage]);
-        ring.advance();
+    DEVICE static void load(const TensorMap& map, u32 tile, TileOrigin at, Barrier full, const float* statistics, u32 statistics_tile) {
+        full.arrive_expect(Storage::kRowBytes + Storage::kStatisticBytes);
+        load_tile(tile, map, full, at, L2::kEvictLast);
+        load_run(statistics_tile, statistics, Storage::kStatisticBytes, full);
     }
 };
 
@@ -146,28 +162,30 @@ struct SumWriter {
 
     DEVICE void run(const KeyTile& tile, const Sequence& sequence, const Visits<Config>& visits) {
         const int group = params.problem.group;
+        u32 visit = 0;
         for (int g = 0; g < group; ++g) {
             const int first_block = row_block<Config>(params, sequence, tile.batch, tile.kv_head * group + g);
             int m = visits.start;
-            for (int i = 0; i < visits.count(); ++i, m = visits.next(m)) write(first_block + m, visits.turn(m));
+            for (int i = 0; i < visits.count(); ++i, ++visit, m = visits.next(m)) write(visit, first_block + m, visits.turn(m));
         }
     }
 
 private:
-    DEVICE void write(int block, int turn) {
+    DEVICE void write(u32 visit, int block, int turn) {
+        const typename BackwardPipeline<Config>::Sums ring{visit};
+        const u32 sum = pipeline.sum(ring.stage());
         float* destination = params.dq_sum + static_cast<i64>(block) * (Config::kBlockM * Config::kHeadDim);
-        pipeline.sum_full.wait(pipeline.sum_wraps);
-        pipeline.sum_wraps ^= 1u;
+        pipeline.sum_full[ring.stage()].wait(ring.consumer());
         if (turn == 0) {
-            store_run(destination, pipeline.sum(), Storage::kSumBytes);  // the first: nothing has to be cleared
+            store_run(destination, sum, Storage::kSumBytes);  // the first: nothing has to be cleared
         } else {
             await(params.turns + block, turn);
             fence_global_for_async();
-            add_run(destination, pipeline.sum(), Storage::kSumBytes);
+            add_run(destination, sum, Storage::kSumBytes);
         }
         commit_stores();
         wait_stores_read<0>();
-        pipeline.sum_empty.arrive();
+        pipeline.sum_empty[ring.stage()].arrive();
         wait_stores<0>();
         fence_global_for_async();
         post(params.turns + block);

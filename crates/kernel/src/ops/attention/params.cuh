@@ -57,7 +57,7 @@ struct BackwardParams {
     Problem problem;
     int row_blocks;  // of a head, packed: of all its sequences
     int key_tiles;   // of the longest sequence
-    int wave;        // key tiles whose thread blocks are resident together, see backward_order.cuh
+    int wave;        // thread blocks that run together, see backward_order.cuh
     float softmax_scale;
     int* ticket;           // 0 between launches
     int* turns;            // one a row block: how many key tiles have added to it
