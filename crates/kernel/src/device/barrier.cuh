@@ -10,10 +10,6 @@
 
 namespace danaus {
 
-DEVICE u32 shared_address(const void* pointer) {
-    return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
-
 // An mbarrier, by its address in shared memory.
 struct Barrier {
     u32 address;

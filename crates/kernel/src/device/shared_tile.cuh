@@ -8,6 +8,13 @@
 
 namespace danaus {
 
+// The kernel's dynamic shared memory. Kernels with swizzled tiles declare no other shared memory, so that
+// it starts at a multiple of 1024.
+DEVICE u32 dynamic_shared() {
+    extern __shared__ __align__(1024) u8 shared[];
+    return static_cast<u32>(__cvta_generic_to_shared(shared));
+}
+
 // Byte offset of chunk `chunk` (8 columns of the tile) of `row`.
 template <int kRows>
 DEVICE u32 swizzled(u32 row, u32 chunk) {

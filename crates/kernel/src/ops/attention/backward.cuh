@@ -56,14 +56,14 @@ struct BackwardConsumer {
         : maps(maps), params(params), pipeline(pipeline), warpgroup(warpgroup),
           key(n * kN + 64 * warpgroup + 16 * (warp_index() % 4) + lane_index() / 4) {}
 
-    DEVICE void run(const KeyTile& tile, const Sequence& sequence, const Visits<Config>& visits) {
+    DEVICE void run(const Tile& tile, const Sequence& sequence, const Visits<Config>& visits) {
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0.f;
         pipeline.key_full.wait(0);
-        clear_keys_beyond(sequence.k_len - tile.n * kN);
+        clear_keys_beyond(sequence.k_len - visits.n * kN);
         int remaining = visits.count() * params.problem.group;
         if (remaining > 0) {
-            int m = visits.start;
+            int m = visits.first();
             issue_scores();
             finish_scores(visits, sequence, m);
             for (; remaining > 1; --remaining) {
@@ -73,7 +73,7 @@ struct BackwardConsumer {
             visit<false>(visits, sequence, m);
             last_sum();
         }
-        store(tile, sequence);
+        store(tile, sequence, visits.n);
     }
 
 private:
@@ -275,7 +275,7 @@ private:
     }
 
     // dk and dv over the tiles of keys and values, which nobody needs any more, and out.
-    DEVICE void store(const KeyTile& tile, const Sequence& sequence) {
+    DEVICE void store(const Tile& tile, const Sequence& sequence, int n) {
         u32 packed[kDim / 4];
 #pragma unroll
         for (int i = 0; i < kDim / 2; ++i) dk[i] *= params.softmax_scale;
@@ -286,14 +286,14 @@ private:
         store_product<kN, kDim>(pipeline.value(), 64 * warpgroup, packed);
         fence_shared_for_async();
         named_sync(kAllConsumers, kConsumerThreads);
-        const int first = sequence.k_start + tile.n * kN, count = min(kN, sequence.k_len - tile.n * kN);
+        const int first = sequence.k_start + n * kN, count = min(kN, sequence.k_len - n * kN);
         if (Config::kPacked && count < kN) {
-            for_rows<kDim, kConsumerThreads>(params.dk, 0, tile.kv_head, first, count,
+            for_rows<kDim, kConsumerThreads>(params.dk, 0, tile.head, first, count,
                                              [=, this](uint4* out, int row, int chunk) { *out = load_16_bytes(pipeline.key() + swizzled<kN>(row, chunk)); });
-            for_rows<kDim, kConsumerThreads>(params.dv, 0, tile.kv_head, first, count,
+            for_rows<kDim, kConsumerThreads>(params.dv, 0, tile.head, first, count,
                                              [=, this](uint4* out, int row, int chunk) { *out = load_16_bytes(pipeline.value() + swizzled<kN>(row, chunk)); });
         } else if (threadIdx.x == kWarpgroup) {
-            const TileOrigin at{first, tile.kv_head, Config::kPacked ? 0 : tile.batch};
+            const TileOrigin at{first, tile.head, Config::kPacked ? 0 : tile.batch};
             store_tile(maps.dk, pipeline.key(), at);
             store_tile(maps.dv, pipeline.value(), at);
             commit_stores();
@@ -304,29 +304,33 @@ private:
 
 template <class Config>
 DEVICE void backward(const BackwardMaps& maps, const BackwardParams& params) {
-    extern __shared__ u8 shared[];
-    const BackwardPipeline<Config> pipeline(shared);
+    const BackwardPipeline<Config> pipeline;
     if (threadIdx.x == 0) {
-        const int number = atomicAdd(params.ticket, 1);
-        if (number == static_cast<int>(gridDim.x) - 1) *params.ticket = 0;
+        const int number = atomicAdd(params.schedule.ticket, 1);
+        if (number == params.schedule.tiles - 1) *params.schedule.ticket = 0;
         asm volatile("st.shared.s32 [%0], %1;" ::"r"(pipeline.number()), "r"(number) : "memory");
         pipeline.init();
     }
     __syncthreads();
     int number;
     asm volatile("ld.shared.s32 %0, [%1];" : "=r"(number) : "r"(pipeline.number()) : "memory");
-    const KeyTile tile = key_tile_of(params, number);
-    const Sequence sequence = Sequence::of<Config>(params.problem, tile.batch);
-    if (tile.n * Config::kBlockN >= sequence.k_len) return;
+    const Problem& problem = params.problem;
+    const Tile tile = tile_of(params.schedule, problem.heads / problem.group, problem.batch, number);
+    const Sequence sequence = Sequence::of<Config>(problem, tile.batch);
     const Visits<Config> visits(params, sequence, tile);
-    const int warpgroup = warp_index() / 4;
+    if (visits.n * Config::kBlockN >= sequence.k_len) return;
+    const int warp = warp_index(), warpgroup = warp / 4;
     if (warpgroup == 0) {
         release_registers<Config::kProducerRegisters>();
-        if (threadIdx.x == 0) BackwardProducer<Config>{maps, params, pipeline}.run(tile, sequence, visits);
-        if (threadIdx.x == kWarp) SumWriter<Config>{params, pipeline}.run(tile, sequence, visits);
+        if (lane_index() != 0) return;
+        if (warp == 0) {
+            BackwardProducer<Config>{maps, params, pipeline}.run(tile, sequence, visits);
+        } else if (warp <= Config::kSumStages) {
+            SumWriter<Config>{params, pipeline}.run(tile, sequence, visits, warp - 1);
+        }
     } else {
         claim_registers<Config::kConsumerRegisters>();
-        BackwardConsumer<Config>(maps, params, pipeline, warpgroup - 1, tile.n).run(tile, sequence, visits);
+        BackwardConsumer<Config>(maps, params, pipeline, warpgroup - 1, visits.n).run(tile, sequence, visits);
     }
 }
 

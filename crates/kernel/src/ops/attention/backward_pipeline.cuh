@@ -1,16 +1,18 @@
 // Shared memory, barriers, producer and dq writer of the backward kernel.
 //
-// Warpgroup 0 holds two programs of one thread each: the producer loads the tile of keys and values
-// once and then, for each visit, queries, output gradients and row statistics; the writer adds finished
-// blocks of dq to global memory in turn (backward_order.cuh).
+// Warpgroup 0 holds programs of one thread each: the producer loads the tile of keys and values once and
+// then, for each visit, queries, output gradients and row statistics; writers add finished blocks of dq to
+// global memory in turn (backward_order.cuh). One writer a buffer, since waiting for the turn, adding and
+// making the sum visible take longer than a visit.
 #pragma once
 
 #include "attention/backward_order.cuh"
+#include "device/shared_tile.cuh"
 #include "device/tma.cuh"
 
 namespace danaus::attention {
 
-// Byte offsets in shared memory, from a base aligned to 1024.
+// Byte offsets in shared memory.
 template <class Config>
 struct BackwardStorage {
     static constexpr u32 kKeyBytes = Config::kBlockN * Config::kHeadDim * 2;
@@ -30,7 +32,7 @@ struct BackwardStorage {
     static constexpr u32 kBarriers = kDelta + Config::kStages * kStatisticBytes;
     static constexpr int kBarrierCount = 1 + 4 * Config::kStages + 2 * Config::kScoreStages + 2 * Config::kSumStages;
     static constexpr u32 kNumber = kBarriers + 8 * kBarrierCount;
-    static constexpr u32 kBytes = kNumber + 8 + 1024;
+    static constexpr u32 kBytes = kNumber + 8;
 
     static_assert(Config::kBlockN == 128, "two consumer warpgroups own 64 keys each");
     static_assert(Config::kBlockM % 16 == 0, "row blocks are k-steps of 16");
@@ -56,7 +58,7 @@ struct BackwardPipeline {
     using Scores = RingAt<Config::kScoreStages>;
     using Sums = RingAt<Config::kSumStages>;
 
-    DEVICE explicit BackwardPipeline(const void* shared) : base((shared_address(shared) + 1023u) & ~1023u) {
+    DEVICE BackwardPipeline() : base(dynamic_shared()) {
         u32 next = base + Storage::kBarriers;
         const auto take = [&](int count) {
             const BarrierArray barriers{next};
@@ -122,17 +124,17 @@ struct BackwardProducer {
     const BackwardParams& params;
     BackwardPipeline<Config> pipeline;
 
-    DEVICE void run(const KeyTile& tile, const Sequence& sequence, const Visits<Config>& visits) {
+    DEVICE void run(const Tile& tile, const Sequence& sequence, const Visits<Config>& visits) {
         const int batch = Config::kPacked ? 0 : tile.batch;
-        const TileOrigin keys{sequence.k_start + tile.n * Config::kBlockN, tile.kv_head, batch};
+        const TileOrigin keys{sequence.k_start + visits.n * Config::kBlockN, tile.head, batch};
         pipeline.key_full.arrive_expect(2 * Storage::kKeyBytes);
         load_tile(pipeline.key(), maps.k, pipeline.key_full, keys, L2::kEvictFirst);
         load_tile(pipeline.value(), maps.v, pipeline.key_full, keys, L2::kEvictFirst);
         const int group = params.problem.group;
         u32 visit = 0;
         for (int g = 0; g < group; ++g) {
-            const int head = tile.kv_head * group + g, first_block = row_block<Config>(params, sequence, tile.batch, head);
-            int m = visits.start;
+            const int head = tile.head * group + g, first_block = row_block<Config>(params, sequence, tile.batch, head);
+            int m = visits.first();
             for (int i = 0; i < visits.count(); ++i, ++visit, m = visits.next(m)) {
                 const TileOrigin rows{sequence.q_start + m * Config::kBlockM, head, batch};
                 const i64 statistics = static_cast<i64>(first_block + m) * Config::kBlockM;
@@ -160,13 +162,16 @@ struct SumWriter {
     const BackwardParams& params;
     BackwardPipeline<Config> pipeline;
 
-    DEVICE void run(const KeyTile& tile, const Sequence& sequence, const Visits<Config>& visits) {
+    // The visits of buffer `own`.
+    DEVICE void run(const Tile& tile, const Sequence& sequence, const Visits<Config>& visits, u32 own) {
         const int group = params.problem.group;
         u32 visit = 0;
         for (int g = 0; g < group; ++g) {
-            const int first_block = row_block<Config>(params, sequence, tile.batch, tile.kv_head * group + g);
-            int m = visits.start;
-            for (int i = 0; i < visits.count(); ++i, ++visit, m = visits.next(m)) write(visit, first_block + m, visits.turn(m));
+            const int first_block = row_block<Config>(params, sequence, tile.batch, tile.head * group + g);
+            int m = visits.first();
+            for (int i = 0; i < visits.count(); ++i, ++visit, m = visits.next(m)) {
+                if (visit % Config::kSumStages == own) write(visit, first_block + m, visits.turn(m));
+            }
         }
     }
 

@@ -76,8 +76,7 @@ DEVICE void finish_rows(const BackwardParams& params) {
     constexpr int kM = Config::kBlockM, kDim = Config::kHeadDim;
     constexpr bool kTransposed = kDim == 128;
     constexpr int kColumns = kTransposed ? kM : kDim;
-    extern __shared__ u8 shared[];
-    const u32 tile = (shared_address(shared) + 1023u) & ~1023u;
+    const u32 tile = dynamic_shared();
     const GridBlock<Config> block(params.problem);
     if (!block.exists()) return;
     const int warpgroup = warp_index() / 4, first = block.m * kM;

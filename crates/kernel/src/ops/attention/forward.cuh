@@ -48,9 +48,9 @@ struct ForwardConsumer {
         if (Config::kTurns && warpgroup == kConsumers - 1) pass_turn();
         for (int number = pipeline.mail.receive(); number >= 0; number = pipeline.mail.receive()) {
             const Problem& problem = params.problem;
-            const Tile tile = tile_of<Config>(params.schedule, problem.heads, problem.batch, number);
+            const Tile tile = tile_of(params.schedule, problem.heads, problem.batch, number);
             const Sequence sequence = Sequence::of<Config>(problem, tile.batch);
-            const int first = tile.position * Config::kBlockM;
+            const int first = first_query<Config>(params.schedule, tile);
             const Band<Config> band(problem, sequence);
             const KeyTiles tiles = KeyTiles::of<Config>(band, first, min(first + Config::kBlockM, sequence.q_len));
             const RowBlock rows(sequence, first + 64 * warpgroup, tile.head, Config::kPacked ? 0 : tile.batch);
@@ -209,8 +209,7 @@ private:
 
 template <class Config>
 DEVICE void forward(const TensorMap& q, const TensorMap& k, const TensorMap& v, const TensorMap& out, const ForwardParams& params) {
-    extern __shared__ u8 shared[];
-    const ForwardPipeline<Config> pipeline(shared);
+    const ForwardPipeline<Config> pipeline;
     if (threadIdx.x == 0) {
         prefetch(q);
         prefetch(k);

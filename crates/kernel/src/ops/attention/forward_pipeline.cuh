@@ -7,11 +7,18 @@
 
 #include "attention/scheduler.cuh"
 #include "attention/tile_range.cuh"
+#include "device/shared_tile.cuh"
 #include "device/tma.cuh"
 
 namespace danaus::attention {
 
-// Byte offsets in shared memory, from a base aligned to 1024.
+// First query of a tile.
+template <class Config>
+DEVICE int first_query(const Schedule& schedule, const Tile& tile) {
+    return Config::kBlockM * (Config::kLastFirst ? schedule.tiles_of_head - 1 - tile.order : tile.order);
+}
+
+// Byte offsets in shared memory.
 template <class Config>
 struct ForwardStorage {
     static constexpr int kConsumers = Config::kBlockM / 64;
@@ -30,8 +37,8 @@ struct ForwardStorage {
     static constexpr u32 kBarriers = Config::kOutOverQuery ? kTilesEnd : kTilesEnd + kConsumers * kOutBytes;
     static constexpr int kBarrierCount = 2 * kConsumers + 4 * Config::kStages + 2 * TileMail::kSlots;
     static constexpr u32 kNumbers = kBarriers + 8 * kBarrierCount;
-    // What the host asks for: room to align the base.
-    static constexpr u32 kBytes = kNumbers + 4 * TileMail::kSlots + 8 + 1024;
+    static constexpr u32 kScratch = kNumbers + 4 * TileMail::kSlots;
+    static constexpr u32 kBytes = kScratch + 8;
 
     static_assert(Config::kBlockM % 64 == 0 && kConsumers <= 3, "a consumer warpgroup owns 64 query rows; at most 3 fit the registers");
     static_assert(Config::kHeadDim % 64 == 0 && Config::kValueDim % 64 == 0, "head dims are whole panels of 64");
@@ -54,7 +61,7 @@ struct ForwardPipeline {
     u32 query_wraps = 0;
     Ring<Config::kStages> keys, values;
 
-    DEVICE explicit ForwardPipeline(const void* shared) : base((shared_address(shared) + 1023u) & ~1023u) {
+    DEVICE ForwardPipeline() : base(dynamic_shared()) {
         u32 next = base + Storage::kBarriers;
         const auto take = [&](int count) {
             const BarrierArray barriers{next};
@@ -91,7 +98,7 @@ struct ForwardPipeline {
         fence_barrier_init();
     }
 
-    DEVICE u32 scratch() const { return base + Storage::kNumbers + 4 * TileMail::kSlots; }
+    DEVICE u32 scratch() const { return base + Storage::kScratch; }
     DEVICE u32 query(int warpgroup) const { return base + Storage::kQuery + warpgroup * Storage::kQueryBytes; }
     DEVICE u32 out(int warpgroup) const { return base + Storage::kOut + warpgroup * Storage::kOutStep; }
     DEVICE u32 key(int stage) const { return base + Storage::kKey + stage * Storage::kKeyBytes; }
@@ -112,9 +119,9 @@ struct ForwardProducer {
         const Problem& problem = params.problem;
         int number = blockIdx.x;
         while (number < params.schedule.tiles) {
-            const Tile tile = tile_of<Config>(params.schedule, problem.heads, problem.batch, number);
+            const Tile tile = tile_of(params.schedule, problem.heads, problem.batch, number);
             const Sequence sequence = Sequence::of<Config>(problem, tile.batch);
-            const int first = tile.position * Config::kBlockM;
+            const int first = first_query<Config>(params.schedule, tile);
             if (first < sequence.q_len) {
                 pipeline.mail.send(number);
                 load(tile, sequence, first);

@@ -55,11 +55,9 @@ struct ForwardParams {
 // of dq are stored by row block.
 struct BackwardParams {
     Problem problem;
-    int row_blocks;  // of a head, packed: of all its sequences
-    int key_tiles;   // of the longest sequence
-    int wave;        // thread blocks that run together, see backward_order.cuh
+    Schedule schedule;  // of tiles of keys
+    int row_blocks;     // of a head, packed: of all its sequences
     float softmax_scale;
-    int* ticket;           // 0 between launches
     int* turns;            // one a row block: how many key tiles have added to it
     float* log_sum_exp_2;  // (row block, row), in base 2; +inf for rows without keys or beyond the end
     float* delta;          // (row block, row): rowsum(dout out) - dlse

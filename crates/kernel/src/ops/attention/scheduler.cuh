@@ -1,10 +1,11 @@
 // Which tile a thread block works on next.
 //
-// Heads are cut into sections whose keys and values fit the L2 together. Within a section tiles go by
-// position, the longest first, heads innermost: blocks that run at the same time share keys and values,
-// and short tiles fill the gaps at the end (longest processing time first). Blocks draw numbers from a
-// ticket. Each block draws once for each tile it gets, so the draw number `tiles` is the last of the
-// launch and sets the ticket back to 0: no launch has to clear it.
+// Heads are cut into sections. Within a section tiles go by their order along the sequence, heads
+// innermost: blocks that run at the same time share the operands that the L2 holds. Forward sections are
+// heads whose keys and values fit the L2 together, and causal forward tiles go from the last, the longest,
+// to the first, so that short tiles fill the gaps at the end. Blocks draw numbers from a ticket. Each
+// block draws once for each tile it gets, so the draw number `tiles` is the last of the launch and sets
+// the ticket back to 0: no launch has to clear it.
 #pragma once
 
 #include "attention/params.cuh"
@@ -13,20 +14,19 @@
 namespace danaus::attention {
 
 struct Tile {
-    int position;  // along the sequence
+    int order;  // of the section's tiles along the sequence
     int head;
     int batch;
+    bool last_section;
 };
 
-template <class Config>
 DEVICE Tile tile_of(const Schedule& schedule, int heads, int batch, int number) {
     const int of_section = schedule.section * schedule.tiles_of_head;
-    const int first = (number / of_section) * schedule.section;
-    const int width = min(schedule.section, heads * batch - first);
+    const int first = (number / of_section) * schedule.section, all = heads * batch;
+    const int width = min(schedule.section, all - first);
     const int within = number % of_section;
-    const int order = within / width, head = first + within % width;
-    const int position = Config::kLastFirst ? schedule.tiles_of_head - 1 - order : order;
-    return {position, head % heads, head / heads};
+    const int head = first + within % width;
+    return {within / width, head % heads, head / heads, first + schedule.section >= all};
 }
 
 // The next number; at least `schedule.tiles` means there is none.
