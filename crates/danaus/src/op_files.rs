@@ -2,7 +2,7 @@
 
 use danaus_tensor::registry::{Call, Registry};
 use danaus_tensor::safetensors::{TensorFile, save};
-use danaus_tensor::{DType, Error, Result, Tensor};
+use danaus_tensor::{DType, Device, Error, Result, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
@@ -23,6 +23,8 @@ pub struct FileCall {
     pub dtype: Option<DType>,
     /// Whether gradients are wanted.
     pub grad: bool,
+    /// Where to compute.
+    pub device: Device,
 }
 
 /// `key=value` pairs.
@@ -74,6 +76,7 @@ pub fn run(registry: &Registry, request: &FileCall) -> Result<Vec<String>> {
         attributes: pairs("--set", &request.set)?,
         dtype: request.dtype,
         grad: request.grad,
+        device: request.device,
     };
     let results: BTreeMap<String, Tensor> =
         registry.run(&call)?.into_iter().map(|(name, tensor)| (in_file(&name), tensor)).collect();

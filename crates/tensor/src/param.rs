@@ -308,7 +308,7 @@ impl ParamBuilder {
             return Err(Error::internal(format!("parameter {name} is made twice")));
         }
         // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
-        let value = value.to_dtype(self.dtype)?;
+        let value = value.to_dtype(self.dtype)?.to_device(&self.device)?;
         let param = match self.source {
             Source::Borrow(_) => Param(Arc::new(Inner { name, decay, value: Mutex::new(value) })),
             _ => Param::new(name, decay, value),

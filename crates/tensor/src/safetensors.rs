@@ -277,7 +277,7 @@ pub fn save<'a>(
     let path = path.as_ref();
     let mut entries = Vec::new();
     for (name, tensor) in tensors {
-        let tensor = tensor.detach().contiguous()?;
+        let tensor = tensor.detach().to_device(&Device::Cpu)?.contiguous()?;
         let dtype = file_dtype(tensor.dtype()).ok_or_else(|| {
             let what = format!("tensor {name} of {} in a safetensors file", tensor.dtype());
             Error::unsupported("save", what, "save its real and imaginary parts")

@@ -1,9 +1,11 @@
 //! One file a command.
 
 mod bench;
+mod devices;
 mod eval;
 mod generate;
 mod inspect;
+mod kernels;
 mod op;
 mod quickstart;
 mod selftest;
@@ -36,6 +38,11 @@ pub enum Command {
     Op(op::OpCommand),
     /// Measure speed against the roofline and named peers
     Bench(bench::BenchArgs),
+    /// Compile GPU kernels ahead of time
+    #[command(subcommand)]
+    Kernels(kernels::KernelsCommand),
+    /// Show what computes here: processor, GPUs, compiler
+    Devices,
     /// Run the golden cases
     Selftest(selftest::SelftestArgs),
     /// Show the implemented systems and how far each has come
@@ -53,6 +60,8 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
         Command::Bench(args) => bench::run(&args),
+        Command::Kernels(command) => kernels::run(&command),
+        Command::Devices => devices::run(),
         Command::Selftest(args) => selftest::run(&args),
         Command::Systems(args) => systems::run(&args),
     }

@@ -5,7 +5,7 @@
 //! gradient of input `x` is returned as `grad.x`.
 
 use super::{Args, OpSpec};
-use crate::{DType, Error, Result, Tensor, backward_with, no_grad};
+use crate::{DType, Device, Error, Result, Tensor, backward_with, no_grad};
 use std::collections::BTreeMap;
 
 /// Every operator of the engine, by name.
@@ -25,6 +25,8 @@ pub struct Call {
     pub dtype: Option<DType>,
     /// Whether gradients are wanted.
     pub grad: bool,
+    /// Where to compute; inputs and cotangents are moved there, and results stay there.
+    pub device: Device,
 }
 
 impl Registry {
@@ -66,7 +68,9 @@ impl Registry {
     /// Whatever the arguments or the operator make wrong.
     pub fn run(&self, call: &Call) -> Result<BTreeMap<String, Tensor>> {
         let spec = self.find(&call.op)?;
+        let device = call.device.open()?;
         let (cotangents, inputs) = split_cotangents(spec, call)?;
+        let (cotangents, inputs) = (moved(cotangents, &device)?, moved(inputs, &device)?);
         let inputs = cast(spec, inputs, call.dtype)?;
         if !call.grad {
             let args = Args::new(spec, inputs, call.attributes.clone())?;
@@ -93,6 +97,10 @@ impl Registry {
 }
 
 type Named = BTreeMap<String, Tensor>;
+
+fn moved(tensors: Named, device: &Device) -> Result<Named> {
+    tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect()
+}
 
 fn split_cotangents(spec: &OpSpec, call: &Call) -> Result<(Named, Named)> {
     let (mut cotangents, mut inputs) = (Named::new(), Named::new());
