@@ -26,6 +26,7 @@ fn call(folder: &Path, op: &str) -> FileCall {
         set: vec![],
         map: vec![],
         dtype: None,
+        device: Device::Cpu,
         grad: false,
     }
 }

@@ -1,6 +1,6 @@
 //! Whole models as operators: `danaus op run lm.mamba2` on parameters under their published names.
 
-use crate::config::{Config, MODEL_TYPE, MlpConfig, NormConfig, VERSION};
+use crate::config::{Config, NormConfig};
 use crate::decoder::{Compute, Decoder};
 use danaus_kernel::ops::cross_entropy::{Options, cross_entropy};
 use danaus_matrix::SeqBatch;
@@ -67,27 +67,20 @@ fn config(args: &Args, params: &BTreeMap<String, Tensor>, length: usize) -> Resu
         head_dim: count("head_dim")?,
         expand: count("expand")?,
         n_groups: count("n_groups")?,
-        d_ssm: None,
         conv_width: taps.unwrap_or(4),
         chunk_size: count("chunk_size")?,
         rms_norm: params.contains_key("layers.0.mixer.norm.weight"),
+        ..Mamba2Config::default()
     };
     let eps = args.float("norm_eps")?.unwrap_or(1e-5);
+    // A layer that is missing in between is complained about by name.
+    let layers = "M".repeat(depth.min(params.len()));
     Ok(Config {
-        model_type: MODEL_TYPE.into(),
-        version: VERSION,
-        vocab_size,
-        d_model,
-        // A layer that is missing in between is complained about by name.
-        layers: "M".repeat(depth.min(params.len())),
         max_positions: length.max(1),
-        learned_positions: false,
-        attention: None,
         mamba2: Some(mamba2),
-        mlp: MlpConfig::None,
         norm: NormConfig { eps, ..NormConfig::default() },
         tied_head: !params.contains_key("head.weight"),
-        weights: Default::default(),
+        ..Config::bare(vocab_size, d_model, layers)
     })
 }
 

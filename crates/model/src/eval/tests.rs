@@ -73,8 +73,7 @@ fn windows_predict_every_token_once() {
     let texts = ["The engine computes the state exactly. ".repeat(3), "x y".into(), "".into()];
     let names = ["window", "stride"];
     for (window, stride) in [(64, 32), (10, 3), (7, 6), (2, 1)] {
-        let found =
-            perplexity(&decoder, &tokenizer, &texts, Windows { window, stride }).unwrap();
+        let found = perplexity(&decoder, &tokenizer, &texts, Windows { window, stride }).unwrap();
         let (mut nats, mut count, mut bytes) = (0.0, 0, 0);
         for text in &texts {
             let ids = tokenizer.encode_ordinary(text).unwrap();

@@ -8,7 +8,7 @@ use crate::task::{MemoryTerm, Sample, Task, Validation};
 use crate::trainer::{self, Start, Trainer};
 use crate::{Error, Result, TrainConfig};
 use danaus_model::decoder::Compute;
-use danaus_model::{Config, Decoder, Model, presets};
+use danaus_model::{Config, Decoder, presets};
 use danaus_tensor::DType;
 use danaus_text::baseline::{ByteTrigram, gzip};
 use danaus_text::corpus::{
