@@ -4,7 +4,7 @@ use super::{LanguageModelling, LmData, LmOptions};
 use crate::guard;
 use crate::progress::{Observer, Summary};
 use crate::report::{self, Report, ResultRow};
-use crate::task::{MemoryTerm, Sample, Task, Validation};
+use crate::task::{MemoryTerm, Sample, Task};
 use crate::trainer::{self, Start, Trainer};
 use crate::{Error, Result, TrainConfig};
 use danaus_model::decoder::Compute;
