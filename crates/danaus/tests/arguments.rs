@@ -45,6 +45,7 @@ fn golden_calls() -> BTreeMap<String, Call> {
                 tensors,
                 attributes: case.attributes(&group, &file).unwrap(),
                 dtype: Some(DType::F32),
+                device: Device::Cpu,
                 grad: true,
             };
             // The case with most inputs.
@@ -79,6 +80,7 @@ fn plain_call(spec: &OpSpec) -> Call {
         tensors: tensors.collect(),
         attributes: BTreeMap::new(),
         dtype: None,
+        device: Device::Cpu,
         grad: false,
     }
 }
