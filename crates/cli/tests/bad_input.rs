@@ -165,7 +165,7 @@ fn prompts_and_sampling() {
     let model = place.at("run/model");
     refused(&["generate", "--model", &model], &["--prompt, --prompt-ids or --fim"]);
     // What the command line itself refuses names the argument, too.
-    let output = command(&["generate", "--model", &model, "--top-k", "-1"]).output().unwrap();
+    let output = command(&["generate", "--model", &model, "--top-k=-1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--top-k"));
     let text = place.at("data");

@@ -31,6 +31,14 @@ fn saved_step(run: &Path) -> u64 {
     name.trim().strip_prefix("step-").map_or(0, |step| step.parse().unwrap())
 }
 
+/// Whether there is a complete checkpoint: the first one may not be pointed to yet.
+fn has_checkpoint(run: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else { return false };
+    let folders = entries.map(|entry| entry.unwrap().path());
+    let finished = |path: &Path| path.extension().is_none() && path.join("training.json").is_file();
+    folders.into_iter().any(|path| finished(&path))
+}
+
 /// A small generator of moments, so that a failure can be repeated.
 fn moments(seed: u64) -> impl Iterator<Item = f64> {
     (1u64..).map(move |index| {
@@ -54,9 +62,8 @@ fn kill_and_resume(kills: u32, steps: &str, seed: u64) {
     let mut killed = 0;
     let mut before = 0;
     while killed < kills {
-        let resumes = before > 0;
-        let more =
-            if resumes { [&settings[..], &["--resume"]].concat() } else { settings.to_vec() };
+        let resume: &[&str] = if has_checkpoint(&run) { &["--resume"] } else { &[] };
+        let more = [&settings[..], resume].concat();
         let arguments = place.train_arguments("parts", &more);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut child = command(&arguments).stdout(Stdio::null()).spawn().unwrap();
@@ -78,9 +85,8 @@ fn kill_and_resume(kills: u32, steps: &str, seed: u64) {
     }
     assert!(killed > 0, "the run was over before the first kill");
     if !run.join("model").is_dir() {
-        let more =
-            if before > 0 { [&settings[..], &["--resume"]].concat() } else { settings.to_vec() };
-        place.train("parts", &more);
+        let resume: &[&str] = if has_checkpoint(&run) { &["--resume"] } else { &[] };
+        place.train("parts", &[&settings[..], resume].concat());
     }
     assert_eq!(losses(&place.path("whole")), losses(&run));
     assert!(weights(&place.path("whole")) == weights(&run), "the weights differ");
