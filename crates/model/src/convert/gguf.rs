@@ -129,7 +129,14 @@ fn parts_of(
     tensor: &Tensor,
 ) -> Result<Vec<(String, Tensor)>> {
     let rows = tensor.dims().first().copied().unwrap_or(0);
-    stored(map, ours, tensor, &part_sizes(opened.config(), ours, rows))
+    let mut parts = stored(map, ours, tensor, &part_sizes(opened.config(), ours, rows))?;
+    if let Some(mamba2) = &opened.config().mamba2 {
+        // Other readers of the format want a row for each group.
+        for (_, norm) in parts.iter_mut().filter(|(name, _)| name.ends_with("ssm_norm.weight")) {
+            *norm = norm.reshape([mamba2.n_groups, norm.elem_count() / mamba2.n_groups])?;
+        }
+    }
+    Ok(parts)
 }
 
 /// The type of a tensor, and why it is not the one asked for.
