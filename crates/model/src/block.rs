@@ -186,9 +186,8 @@ impl Block {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor, batch: &SeqBatch) -> Result<Tensor> {
-        let mixed = self.branch(&self.norm, x, |h, residual| {
-            Ok(self.mixer.forward(h, batch, residual)?)
-        })?;
+        let mixed = self
+            .branch(&self.norm, x, |h, residual| Ok(self.mixer.forward(h, batch, residual)?))?;
         self.channel_mix(mixed)
     }
 

@@ -13,6 +13,7 @@ use danaus_kernel::ops::linear::Extras;
 use danaus_matrix::mixer::Rope;
 use danaus_matrix::structured::{Dense, Format};
 use danaus_matrix::{LayerState, SeqBatch, StatePool, StructuredMatrix};
+use danaus_runtime::memory::available_bytes;
 use danaus_tensor::{DType, Device, Init, ParamBuilder, ParamSet, Tensor, checkpoint};
 use std::sync::Arc;
 
@@ -84,8 +85,9 @@ impl Decoder {
     /// A new model from a seed.
     ///
     /// # Errors
-    /// When the config's parts do not fit.
+    /// When the config's parts do not fit, or memory does not suffice.
     pub fn init(config: &Config, seed: u64, compute: Compute) -> Result<Self> {
+        config.check_memory(available_bytes())?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         Self::build(&ParamBuilder::init(seed, dtype, Device::Cpu), config, compute)
     }
@@ -93,6 +95,11 @@ impl Decoder {
     /// The config.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How it computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// All parameters.

@@ -31,6 +31,18 @@ pub enum Error {
         /// Which tensor, what is wrong.
         detail: String,
     },
+    /// Memory would not suffice.
+    #[error(
+        "the model needs {needed} of memory ({sum}), {available} are available; use a smaller one"
+    )]
+    Memory {
+        /// Bytes needed, in words.
+        needed: String,
+        /// The terms of the sum.
+        sum: String,
+        /// Bytes available, in words.
+        available: String,
+    },
     /// A GGUF file is refused.
     #[error("{path}: {fault}")]
     Gguf {
@@ -82,6 +94,7 @@ impl Error {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Tensor(error) => error.is_bad_input(),
+            Self::Memory { .. } => false,
             _ => true,
         }
     }

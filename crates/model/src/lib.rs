@@ -22,6 +22,7 @@ pub mod formats;
 pub mod generate;
 pub mod inspect;
 pub mod presets;
+mod spec;
 
 pub use checkpoint::{Description, Model, describe, export};
 pub use config::Config;
@@ -30,5 +31,5 @@ pub use error::{Error, Result};
 
 use danaus_tensor::registry::OpSpec;
 
-/// Operators of this room. Blocks are operators of the `matrix` room.
-pub const SPECS: &[&[OpSpec]] = &[];
+/// Operators of this room: whole models. Blocks are operators of the `matrix` room.
+pub const SPECS: &[&[OpSpec]] = &[spec::SPECS];

@@ -93,8 +93,8 @@ fn greedy_tokens_are_the_librarys() {
             prompts: vec![ids[..7].to_vec()],
             max_tokens: ids.len() - 7,
             sampling: Sampling::greedy(),
-            stop: vec![],
             vocab_size: 48,
+            ..Request::default()
         };
         let found = generate(&decoder, &request, |_, _| {}).unwrap().remove(0);
         assert_eq!(found.tokens, ids[7..], "{name}");

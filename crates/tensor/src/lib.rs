@@ -8,6 +8,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`dtype`], [`shape`], [`layout`], [`storage`] | what a tensor is made of |
+//! | [`cuda`] | tensors on a GPU |
 //! | [`tape`] | the [`Op`] seam, recording, backward, checkpointing |
 //! | [`ops`] | elementary operators, one file a family |
 //! | [`gemm`] | the matrix product engine under `matmul` and every fused linear layer |
@@ -25,6 +26,7 @@
 //! # Ok::<(), danaus_tensor::Error>(())
 //! ```
 
+pub mod cuda;
 pub mod device;
 pub mod dtype;
 pub mod error;
@@ -48,7 +50,7 @@ pub use layout::Layout;
 pub use param::{Init, Param, ParamBuilder, ParamSet, update_all};
 pub use shape::Shape;
 pub use tape::{
-    Backward, Gradients, Inputs, Level, Meta, Op, Saves, apply, backward_with, checkpoint,
-    is_recording, no_grad,
+    Backward, Gradients, Inputs, Level, Meta, Op, Saves, apply, asked_level, backward_with,
+    checkpoint, is_recording, no_grad, with_level,
 };
 pub use tensor::{Tensor, TensorId, View};

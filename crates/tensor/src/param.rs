@@ -368,6 +368,7 @@ impl ParamBuilder {
         // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
         let stays = stored && (self.as_stored || !value.dtype().is_float()) && !self.is_new();
         let value = if stays { value } else { value.to_dtype(self.dtype)? };
+        let value = value.to_device(&self.device)?;
         let param = match self.source {
             Source::Borrow(_) => Param(Arc::new(Inner { name, decay, value: Mutex::new(value) })),
             _ => Param::new(name, decay, value),

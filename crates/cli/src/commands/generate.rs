@@ -8,6 +8,7 @@ use danaus::model::decoder::Compute;
 use danaus::model::generate::{
     Batching, Completion, Generator, Identity, Prompt, PromptText, Request, State, Timings, read,
 };
+use danaus::tensor::Level;
 use danaus::text::fim::{Fim, FimOptions, Order};
 use serde_json::json;
 use std::io::Write;
@@ -52,6 +53,9 @@ pub struct GenerateArgs {
     /// Tokens of a pass; longer prompts are read in pieces
     #[arg(long, default_value_t = 2048, value_name = "N")]
     batch_tokens: usize,
+    /// Read prompts in the fastest order of sums: texts may then differ with batch and cuts
+    #[arg(long)]
+    fast_prompts: bool,
     /// Go on from a saved state
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
@@ -66,7 +70,8 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let model = Model::load(&args.model, Compute::default())?;
     let (mut prompts, extra_stop) = prompts(args, &model)?;
-    let batching = Batching { max_sequences: args.max_batch, max_tokens: args.batch_tokens };
+    let level = if args.fast_prompts { Level::Deterministic } else { Level::Invariant };
+    let batching = Batching { max_sequences: args.max_batch, max_tokens: args.batch_tokens, level };
     let mut base = args.sampling.request(&model, &args.model, &extra_stop)?;
     base.completions = args.completions;
     base.top_log_probs = args.logprobs;

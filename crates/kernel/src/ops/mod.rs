@@ -15,6 +15,20 @@ pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
 
+/// Kernels of every folder that `danaus kernels build` compiles.
+pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
+    let families = [
+        conv1d::cuda::variants(),
+        cross_entropy::cuda::variants(),
+        dropout::cuda::variants(),
+        norm::cuda::variants(),
+        rms_norm_gated::cuda::variants(),
+        rotary::cuda::variants(),
+        softmax::cuda::variants(),
+    ];
+    families.into_iter().flatten().collect()
+}
+
 /// The operators of every folder, for the registry.
 pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     activation::SPECS,

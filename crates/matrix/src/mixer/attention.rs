@@ -69,7 +69,8 @@ impl AttentionConfig {
         self.n_kv_heads.unwrap_or(self.n_heads)
     }
 
-    pub(super) fn dim(&self, d_model: usize) -> usize {
+    /// Width of a head in a model of this width.
+    pub fn dim(&self, d_model: usize) -> usize {
         self.head_dim.unwrap_or(d_model / self.n_heads.max(1))
     }
 

@@ -46,8 +46,6 @@ pub struct Mamba2Config {
     pub rms_norm: bool,
     /// Added to the mean square by that norm.
     pub norm_eps: f64,
-    /// Pieces that are normalised on their own; default one per group.
-    pub norm_groups: Option<usize>,
     /// Whether the norm comes before the gate: `norm(y) silu(z)` instead of `norm(y silu(z))`.
     pub norm_before_gate: bool,
     /// Bounds of the step size after softplus; `null` leaves it open above.
@@ -70,7 +68,6 @@ impl Default for Mamba2Config {
             chunk_size: 256,
             rms_norm: true,
             norm_eps: 1e-5,
-            norm_groups: None,
             norm_before_gate: false,
             dt_limit: (0.0, None),
             conv_bias: true,
@@ -143,11 +140,6 @@ impl Mamba2Config {
         }
         if self.chunk_size == 0 {
             return refuse("chunk_size", 0, "at least 1".into());
-        }
-        let norm_groups = self.norm_groups.unwrap_or(self.n_groups);
-        if norm_groups == 0 || !widths.d_ssm.is_multiple_of(norm_groups) {
-            let valid = format!("a divisor of {} features", widths.d_ssm);
-            return refuse("norm_groups", norm_groups, valid);
         }
         self.check_numbers()
     }
@@ -328,9 +320,8 @@ impl Mamba2 {
         let (y, scan_states) = ssd(&inputs, &options)?;
         let mut y = y.reshape([tokens, d_ssm])?;
         if let Some(norm) = &self.norm {
-            let groups = self.config.norm_groups.unwrap_or(self.config.n_groups);
             let options = RmsNormGatedOptions {
-                group_size: Some(d_ssm / groups),
+                group_size: Some(d_ssm / self.config.n_groups),
                 norm_before_gate: self.config.norm_before_gate,
                 eps: self.config.norm_eps,
             };

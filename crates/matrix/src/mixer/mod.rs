@@ -16,6 +16,9 @@ use crate::state::RecurrentState;
 use crate::{LayerState, SeqBatch};
 use danaus_tensor::{DType, Init, Param, ParamBuilder, Result, Tensor};
 
+/// The widest layer a config may ask for: sizes computed from it stay within 64 bits.
+pub const MAX_WIDTH: usize = 1 << 22;
+
 /// A layer that mixes the tokens of each sequence: `[tokens, d_model]` to the same.
 pub trait SequenceMixer: Send + Sync {
     /// Name used in configs.

@@ -147,9 +147,7 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
         Box::new(
             Mamba2::build(&params(3), &tiny(2, None, true), D_MODEL, Format::Dense, 1.0).unwrap(),
         ),
-        Box::new(
-            Mamba2::build(&params(3), &other_options(), D_MODEL, Format::Dense, 1.0).unwrap(),
-        ),
+        Box::new(Mamba2::build(&params(3), &other_options(), D_MODEL, Format::Dense, 1.0).unwrap()),
         Box::new(
             Mamba2::build(&params(4), &tiny(1, Some(16), false), D_MODEL, Format::LowRank(5), 1.0)
                 .unwrap(),
@@ -164,7 +162,6 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
 fn every_option() -> Mamba2Config {
     Mamba2Config {
         norm_eps: 1e-3,
-        norm_groups: Some(1),
         norm_before_gate: true,
         dt_limit: (0.01, Some(0.05)),
         conv_bias: false,
@@ -331,8 +328,6 @@ fn every_option_of_mamba2_is_counted_and_checked() {
     let refused = |config: Mamba2Config| config.check(D_MODEL).unwrap_err().to_string();
     let bad = Mamba2Config { dt_limit: (0.5, Some(0.1)), ..every_option() };
     assert!(refused(bad).contains("mamba2.dt_limit is (0.5, Some(0.1))"));
-    let bad = Mamba2Config { norm_groups: Some(5), ..every_option() };
-    assert!(refused(bad).contains("mamba2.norm_groups is 5"));
     let bad = Mamba2Config { norm_eps: 0.0, ..every_option() };
     assert!(refused(bad).contains("mamba2.norm_eps is 0"));
     let bad = Mamba1Config { dt_rank: Some(0), ..tiny1() };

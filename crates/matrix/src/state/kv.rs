@@ -222,9 +222,7 @@ impl KvState {
         let used: Vec<i32> = states.iter().map(|state| state.len as i32).collect();
         let used = Tensor::from_vec(used, [states.len()], &Device::Cpu)?;
         let table = Tensor::from_vec(table, [states.len(), per_sequence], &Device::Cpu)?;
-        // One part: how a row is summed up may not depend on its neighbours in the batch.
-        let paged =
-            CacheOptions { page_table: Some(table), num_splits: 1, ..CacheOptions::causal(used) };
+        let paged = CacheOptions { page_table: Some(table), ..CacheOptions::causal(used) };
         let (out, _) = attention_kvcache(q, &mut arena.cache, Some(new), &options(paged))?;
         for state in states.iter_mut() {
             state.len += count;

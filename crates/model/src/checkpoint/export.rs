@@ -80,10 +80,8 @@ fn renamed(
 /// The parameters, with parts joined where their table has only the whole.
 fn whole(model: &Model, map: &NameMap) -> Result<BTreeMap<String, Tensor>> {
     let params = model.decoder.params();
-    let mut tensors: BTreeMap<String, Tensor> = params
-        .iter()
-        .map(|param| (param.name().to_string(), param.tensor().detach()))
-        .collect();
+    let mut tensors: BTreeMap<String, Tensor> =
+        params.iter().map(|param| (param.name().to_string(), param.tensor().detach())).collect();
     for (joined, parts) in JOINED {
         let heads: Vec<String> = tensors
             .keys()

@@ -104,8 +104,11 @@ mod tests {
         let own = SpecialTokens::load(folder.path(), &config).unwrap();
         assert_eq!(own, SpecialTokens { bos: Some(7), eos: vec![8], pad: None });
         let path = folder.path().join(GENERATION_NAME);
-        std::fs::write(&path, r#"{"bos_token_id": null, "eos_token_id": [2, 1], "pad_token_id": -1}"#)
-            .unwrap();
+        std::fs::write(
+            &path,
+            r#"{"bos_token_id": null, "eos_token_id": [2, 1], "pad_token_id": -1}"#,
+        )
+        .unwrap();
         let found = SpecialTokens::load(folder.path(), &config).unwrap();
         assert_eq!(found, SpecialTokens { bos: Some(7), eos: vec![2, 1], pad: None });
         found.save(folder.path()).unwrap();

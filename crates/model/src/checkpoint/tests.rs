@@ -179,7 +179,8 @@ fn computing_in_bf16_stays_near() {
         let case = danaus_testkit::golden("40-engine", &format!("{name}.golden"));
         let compute = Compute { dtype: DType::BF16, recompute: false };
         let model = Model::load(&path, compute).unwrap();
-        let found = crate::eval::logits(&model.decoder, case.get("input_ids"), None, false).unwrap();
+        let found =
+            crate::eval::logits(&model.decoder, case.get("input_ids"), None, false).unwrap();
         let found = found[0].1.to_dtype(DType::F32).unwrap();
         danaus_testkit::assert_close(name, &found, case.get("logits"), 0.05);
     }

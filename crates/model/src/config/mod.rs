@@ -14,8 +14,10 @@
 //! `layers` has one letter per block: `A` attention, `W` attention in a window, `M` Mamba-2,
 //! `S` Mamba-1. Unknown fields and values are errors that name the valid ones.
 
+mod memory;
 mod parts;
 
+pub use memory::Terms;
 pub(crate) use parts::parse_activation;
 pub use parts::{MixerKind, MlpConfig, NormConfig, NormKind};
 
@@ -23,6 +25,7 @@ use crate::{Error, Result};
 use danaus_matrix::mixer::{AttentionConfig, Mamba1Config, Mamba2Config};
 use danaus_matrix::structured::Format;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::Path;
 
 /// The value of `model_type`.
@@ -135,6 +138,11 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let fail = |detail: String| Error::Config { path: path.to_path_buf(), detail };
         let config: Self = serde_json::from_str(text).map_err(|error| fail(error.to_string()))?;
+        let given = serde_json::from_str(text).map_err(|error| fail(error.to_string()))?;
+        let known = serde_json::to_value(&config).map_err(|error| fail(error.to_string()))?;
+        if let Some(field) = unknown_field(&given, &known) {
+            return Err(fail(format!("unknown field `{field}`")));
+        }
         config.check().map_err(|error| fail(error.to_string()))?;
         Ok(config)
     }
@@ -151,6 +159,11 @@ impl Config {
     /// When a letter is unknown.
     pub fn mixers(&self) -> Result<Vec<MixerKind>> {
         self.layers.chars().map(MixerKind::from_letter).collect()
+    }
+
+    /// Whether there are recurrent mixers and nothing else.
+    pub fn is_recurrent(&self) -> bool {
+        self.mlp == MlpConfig::None && self.layers.chars().all(|letter| "MS".contains(letter))
     }
 
     /// Number of tokens; rows of the tables from there on are padding.
@@ -192,6 +205,11 @@ impl Config {
             let valid = "0 without learned_positions, at most 1048576 with them";
             return Err(Error::argument("position_offset", self.position_offset, valid));
         }
+        if let Format::LowRank(rank) = self.weights
+            && rank > MAX_INNER
+        {
+            return Err(Error::argument("weights", rank, format!("a rank of 1..={MAX_INNER}")));
+        }
         self.norm.check()?;
         self.mlp.check()?;
         self.check_mixers()
@@ -201,7 +219,8 @@ impl Config {
         let mixers = self.mixers()?;
         if let Some(mamba2) = &self.mamba2 {
             let (expand, groups) = ("mamba2.expand", "mamba2.n_groups");
-            for (field, value, most) in [(expand, mamba2.expand, 64), (groups, mamba2.n_groups, 4096)]
+            for (field, value, most) in
+                [(expand, mamba2.expand, 64), (groups, mamba2.n_groups, 4096)]
             {
                 if value == 0 || value > most {
                     return Err(Error::argument(field, value, format!("1..={most}")));
@@ -222,7 +241,9 @@ impl Config {
             mixers.contains(&MixerKind::Window),
         );
         match (has_window, windows) {
-            (true, false) => Err(Error::argument("layers", &self.layers, "with a W for the window")),
+            (true, false) => {
+                Err(Error::argument("layers", &self.layers, "with a W for the window"))
+            }
             (false, true) => {
                 Err(Error::argument("attention.window", "missing", "a width for the W in layers"))
             }
@@ -235,7 +256,8 @@ impl Config {
     /// # Errors
     /// When it is missing.
     pub fn attention(&self) -> Result<&AttentionConfig> {
-        let missing = || Error::argument("attention", "missing", "a section, for the attention in layers");
+        let missing =
+            || Error::argument("attention", "missing", "a section, for the attention in layers");
         self.attention.as_ref().ok_or_else(missing)
     }
 
@@ -293,30 +315,18 @@ impl Config {
         }
         Ok(total)
     }
+}
 
-    /// Bytes that training takes: masters, gradients, two moments, and activations of a batch of
-    /// `tokens`, each with its share.
-    ///
-    /// # Errors
-    /// When the config does not pass [`Self::check`].
-    pub fn training_bytes(&self, tokens: usize) -> Result<Vec<(&'static str, u64)>> {
-        let elements = self.elem_count()? as u64;
-        let inner = match &self.mlp {
-            MlpConfig::None => 0,
-            MlpConfig::Dense { d_ff, .. } => 2 * d_ff,
-            MlpConfig::Gated { d_ff, .. } => 3 * d_ff,
-        };
-        let expand2 = self.mamba2.as_ref().map_or(0, |mamba2| mamba2.expand);
-        let expand = expand2.max(self.mamba1.as_ref().map_or(0, |mamba1| mamba1.expand));
-        let per_layer = self.d_model * (8 + 6 * expand) + inner;
-        let activations = 4 * tokens * (self.layers.len() * per_layer + 4 * self.d_model);
-        Ok(vec![
-            ("parameters", 4 * elements),
-            ("gradients", 4 * elements),
-            ("optimiser state", 8 * elements),
-            ("activations", activations as u64),
-        ])
-    }
+/// A field of `given` that is not in `known`, the same config written by us: the parser refuses unknown
+/// fields by itself except beside a variant without fields (`"kind": "none"`).
+fn unknown_field(given: &Value, known: &Value) -> Option<String> {
+    let (given, known) = (given.as_object()?, known.as_object()?);
+    given.iter().filter(|(_, value)| !value.is_null()).find_map(|(name, value)| {
+        match known.get(name) {
+            None => Some(name.clone()),
+            Some(inner) => unknown_field(value, inner).map(|field| format!("{name}.{field}")),
+        }
+    })
 }
 
 #[cfg(test)]

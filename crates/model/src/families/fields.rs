@@ -322,7 +322,8 @@ impl<'a> Fields<'a> {
         };
         if !self.writing() {
             let given = self.text_if(field)?.unwrap_or(default);
-            let all: Vec<&str> = ACTIVATIONS.iter().flat_map(|(_, names)| *names).copied().collect();
+            let all: Vec<&str> =
+                ACTIVATIONS.iter().flat_map(|(_, names)| *names).copied().collect();
             *ours = known(given).ok_or_else(|| self.refuse(field, given, all.join(", ")))?;
         } else if known(default).as_ref() == Some(ours) {
             self.put(field, default);
@@ -336,9 +337,7 @@ impl<'a> Fields<'a> {
     pub fn done(&self, also_harmless: &[&str]) -> Result<()> {
         let Some(fields) = self.given else { return Ok(()) };
         let known = |field: &str| {
-            self.read.contains(field)
-                || HARMLESS.contains(&field)
-                || also_harmless.contains(&field)
+            self.read.contains(field) || HARMLESS.contains(&field) || also_harmless.contains(&field)
         };
         match fields.iter().find(|(field, value)| !known(field) && !is_off(value)) {
             Some((field, value)) => {

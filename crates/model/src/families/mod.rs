@@ -18,8 +18,8 @@ mod state_spaces;
 mod windows;
 
 pub use fields::{Fields, number, parse_object, spelled};
-pub(crate) use names::{JOINED, parts_of};
 pub use names::{How, NameMap, Renamed, stored};
+pub(crate) use names::{JOINED, parts_of};
 
 use crate::config::Config;
 use crate::{Error, Result};

@@ -91,11 +91,7 @@ fn regroup(x: &Tensor, [a, b]: [usize; 2]) -> danaus_tensor::Result<Tensor> {
 }
 
 /// Rows `[groups, a, b, ..]` to `[groups, b, a, ..]`.
-fn regroup_within(
-    x: &Tensor,
-    groups: usize,
-    [a, b]: [usize; 2],
-) -> danaus_tensor::Result<Tensor> {
+fn regroup_within(x: &Tensor, groups: usize, [a, b]: [usize; 2]) -> danaus_tensor::Result<Tensor> {
     let rows = rows(x);
     let each = groups * a * b;
     if each == 0 || !rows.is_multiple_of(each) {
@@ -256,8 +252,8 @@ impl Renamed {
     /// Wraps their tensors.
     pub fn new(inner: Arc<dyn TensorSource>, map: NameMap) -> Self {
         let names = inner.names();
-        let short = !map.optional.is_empty()
-            && !names.iter().any(|name| name.starts_with(map.optional));
+        let short =
+            !map.optional.is_empty() && !names.iter().any(|name| name.starts_with(map.optional));
         Self { inner, map, short }
     }
 
@@ -296,9 +292,7 @@ impl Renamed {
 impl TensorSource for Renamed {
     fn tensor(&self, name: &str) -> danaus_tensor::Result<Option<Tensor>> {
         match self.map.theirs(name) {
-            Some((theirs, how)) => {
-                self.fetch(&theirs)?.map(|tensor| how.load(tensor)).transpose()
-            }
+            Some((theirs, how)) => self.fetch(&theirs)?.map(|tensor| how.load(tensor)).transpose(),
             None => self.joined(name),
         }
     }

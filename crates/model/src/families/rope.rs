@@ -75,20 +75,25 @@ fn scaling(part: &mut Fields) -> Result<Option<RopeScaling>> {
 
 fn write(f: &mut Fields, a: &AttentionConfig) -> Result<()> {
     f.put("rope_theta", a.rope_theta);
-    f.put("rope_scaling", match &a.rope_scaling {
-        // Reading it back shows that the format has no word for it.
-        None | Some(RopeScaling::Factors { .. }) => Value::Null,
-        Some(RopeScaling::Linear { factor }) => json!({ "rope_type": "linear", "factor": factor }),
-        Some(RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_positions,
-        }) => json!({
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_max_positions,
-        }),
-    });
+    f.put(
+        "rope_scaling",
+        match &a.rope_scaling {
+            // Reading it back shows that the format has no word for it.
+            None | Some(RopeScaling::Factors { .. }) => Value::Null,
+            Some(RopeScaling::Linear { factor }) => {
+                json!({ "rope_type": "linear", "factor": factor })
+            }
+            Some(RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            }) => json!({
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_positions,
+            }),
+        },
+    );
     Ok(())
 }

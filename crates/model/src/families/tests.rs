@@ -59,7 +59,9 @@ fn configs_survive_the_way_there_and_back() {
         let again = again.unwrap_or_else(|| panic!("{kind}: {config:?} cannot be written"));
         assert_eq!(family.read(&kind, &again).unwrap(), config, "{kind}");
         // Nothing that was given is lost, except what carries no meaning here, or is rounded up.
-        for (field, value) in fields.iter().filter(|(field, _)| *field != "d_intermediate") {
+        // Without windows it is all the same from which layer on they would be.
+        let loose = ["d_intermediate", "max_window_layers"];
+        for (field, value) in fields.iter().filter(|(field, _)| !loose.contains(&field.as_str())) {
             if let Some(written) = again.get(field).filter(|_| !value.is_object()) {
                 let numbers = (number(written), number(value));
                 let equal = written == value || (numbers.0.is_some() && numbers.0 == numbers.1);
@@ -145,7 +147,12 @@ fn complaints_name_the_field_and_what_is_valid() {
         (llama, "logit_scale", json!(0.5), "logit_scale is 0.5, a setting unknown here"),
         (llama, "tie_word_embeddings", json!("no"), "true or false"),
         (1, "rope_scaling", json!({"rope_type": "yarn"}), "rope_scaling.rope_type is yarn"),
-        (1, "rope_scaling", json!({"rope_type": "linear", "factor": 2, "beta": 1}), "rope_scaling.beta is 1"),
+        (
+            1,
+            "rope_scaling",
+            json!({"rope_type": "linear", "factor": 2, "beta": 1}),
+            "rope_scaling.beta is 1",
+        ),
         (1, "rope_scaling", json!({"rope_type": "linear"}), "rope_scaling.factor is missing"),
         (opt, "do_layer_norm_before", json!(false), "true (others are not implemented)"),
         (bigcode, "num_key_value_heads", json!(2), "valid is 4, from multi_query"),
@@ -189,8 +196,10 @@ fn odd_value() -> impl Strategy<Value = Value> {
         (0u64..70).prop_map(Value::from),
         (0u32..64).prop_map(|bits| Value::from(1u64 << bits)),
         any::<f64>().prop_map(Value::from),
-        prop_oneof![Just("Infinity"), Just("NaN"), Just("-Infinity")].prop_map(|w| json!({"__float__": w})),
-        prop_oneof![Just("auto"), Just("llama"), Just("gelu"), Just("\u{e9}\0")].prop_map(Value::from),
+        prop_oneof![Just("Infinity"), Just("NaN"), Just("-Infinity")]
+            .prop_map(|w| json!({"__float__": w})),
+        prop_oneof![Just("auto"), Just("llama"), Just("gelu"), Just("\u{e9}\0")]
+            .prop_map(Value::from),
         proptest::collection::vec(0u64..9, 0..5).prop_map(Value::from),
         Just(json!({"rope_type": "llama3", "factor": 0, "original_max_position_embeddings": 0})),
         Just(json!({})),

@@ -7,8 +7,9 @@
 //! a time, not by the number of requests. Several completions of one prompt share its states: the
 //! prompt is taken in once.
 //!
-//! Draws are keyed by (seed, completion of the prompt, position), so a text does not depend on its
-//! neighbours. Whether the *logits* do not is a matter of the numeric level.
+//! Draws are keyed by (seed, completion of the prompt, position), and logits are computed at the
+//! invariant numeric level unless another is asked for: a text does not depend on its neighbours, nor on
+//! where its prompt was cut.
 
 mod chat;
 mod eos;

@@ -7,7 +7,7 @@ use crate::{Error, Result};
 use danaus_matrix::state::Slot;
 use danaus_matrix::{SeqBatch, StatePool};
 use danaus_runtime::threads;
-use danaus_tensor::{DType, Device, Tensor, no_grad};
+use danaus_tensor::{DType, Device, Level, Tensor, no_grad, with_level};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -19,11 +19,14 @@ pub struct Batching {
     pub max_sequences: usize,
     /// Tokens of a pass: running sequences take one each, prompts the rest in stretches.
     pub max_tokens: usize,
+    /// What results may depend on. At [`Level::Invariant`] a text is the same to the last bit whatever
+    /// else is in the batch and wherever its prompt is cut; below, long prompts are read faster.
+    pub level: Level,
 }
 
 impl Default for Batching {
     fn default() -> Self {
-        Self { max_sequences: 32, max_tokens: 2048 }
+        Self { max_sequences: 32, max_tokens: 2048, level: Level::Invariant }
     }
 }
 
@@ -145,14 +148,16 @@ impl<'a> Generator<'a> {
         mut self,
         mut on_piece: impl FnMut(usize, &Piece),
     ) -> Result<(Vec<Completion>, Timings)> {
-        no_grad(|| {
-            loop {
-                self.admit(&mut on_piece)?;
-                if self.running.is_empty() {
-                    return Ok((self.completions, self.timings));
+        with_level(self.batching.level, || {
+            no_grad(|| {
+                loop {
+                    self.admit(&mut on_piece)?;
+                    if self.running.is_empty() {
+                        return Ok((self.completions, self.timings));
+                    }
+                    self.pass(&mut on_piece)?;
                 }
-                self.pass(&mut on_piece)?;
-            }
+            })
         })
     }
 

@@ -88,7 +88,7 @@ fn neighbours_places_and_chunks_change_nothing() {
         .collect();
     let alone: Vec<Completion> = requests.iter().flat_map(|one| all(&decoder, one)).collect();
     for (max_sequences, max_tokens) in [(32, 2048), (3, 2048), (1, 5), (4, 1), (32, 7)] {
-        let batching = Batching { max_sequences, max_tokens };
+        let batching = Batching { max_sequences, max_tokens, ..Batching::default() };
         let mut seen = vec![Vec::new(); 10];
         let generator = Generator::new(&decoder, &requests, batching).unwrap();
         let (together, timings) =
@@ -99,6 +99,32 @@ fn neighbours_places_and_chunks_change_nothing() {
     }
     assert_eq!(alone[2].tokens, alone[8].tokens, "equal prompts and seeds, equal texts");
     assert_ne!(alone[2].tokens, alone[3].tokens, "completions draw from streams of their own");
+}
+
+/// f32 at the invariant level, with all kernels: cutting a prompt, company in the batch, and a file in
+/// between change no bit of any log-probability.
+#[test]
+fn cuts_and_company_change_no_bit() {
+    let prompt: Vec<u32> = (0..70).map(|at| (at * 37 + 5) % 384).collect();
+    for layers in ["AA", "MM", "MMAM"] {
+        let decoder = model(384, layers, DType::F32);
+        let alone = all(&decoder, &request(&[&prompt], warm(1))).remove(0);
+        for max_tokens in [1, 3, 7, 16, 64] {
+            let batching = Batching { max_tokens, ..Batching::default() };
+            let requests = [request(&[&prompt], warm(1))];
+            let generator = Generator::new(&decoder, &requests, batching).unwrap();
+            let cut = generator.run(|_, _| {}).unwrap().0.remove(0);
+            assert_eq!(cut.log_probs, alone.log_probs, "{layers} in pieces of {max_tokens}");
+        }
+        for others in [1, 2, 4, 9] {
+            let company: Vec<Vec<u32>> =
+                (0..others).map(|at| vec![at + 1; 5 + 11 * at as usize]).collect();
+            let prompts: Vec<&[u32]> =
+                std::iter::once(&prompt[..]).chain(company.iter().map(Vec::as_slice)).collect();
+            let together = all(&decoder, &request(&prompts, warm(1))).remove(0);
+            assert_eq!(together.log_probs, alone.log_probs, "{layers} beside {others}");
+        }
+    }
 }
 
 #[test]
@@ -134,7 +160,7 @@ fn stop_tokens_end_a_text_and_bad_requests_are_refused() {
     assert!(message(&|bad| bad.top_log_probs = 99).contains("top_log_probs"));
     assert!(message(&|bad| bad.stop_strings = vec!["x".into()]).contains("without a tokenizer"));
     assert!(message(&|bad| bad.sampling.logit_bias = vec![(50, 1.0)]).contains("0..50"));
-    let none = Batching { max_sequences: 0, max_tokens: 1 };
+    let none = Batching { max_sequences: 0, ..Batching::default() };
     assert!(Generator::new(&decoder, &[], none).is_err());
 }
 

@@ -55,6 +55,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// One truth value a lane.
     type M: Copy;
+    /// Sixteen `f32` to look lanes up in.
+    type Table: Copy;
 
     /// All lanes 0.
     fn zero(self) -> Self::F;
@@ -139,6 +141,29 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The integers' bits as floats.
     #[allow(clippy::wrong_self_convention)]
     fn from_bits(self, a: Self::I) -> Self::F;
+
+    /// Reads one byte a lane, without sign.
+    ///
+    /// # Safety
+    /// `LANES` bytes are readable at `from`.
+    unsafe fn load_u8(self, from: *const u8) -> Self::I;
+    /// Reads one byte a lane, with sign.
+    ///
+    /// # Safety
+    /// `LANES` bytes are readable at `from`.
+    unsafe fn load_i8(self, from: *const u8) -> Self::I;
+    /// `a > 0` lane by lane.
+    fn positive_i(self, a: Self::I) -> Self::M;
+    /// The value of an f16 bit pattern.
+    fn widen_half(self, bits: u16) -> f32;
+    /// A table of these values.
+    fn table(self, values: &[f32; 16]) -> Self::Table;
+    /// Every value times `factor` (the same in all lanes).
+    fn scale_table(self, table: Self::Table, factor: Self::F) -> Self::Table;
+    /// Every value plus `addend` (the same in all lanes).
+    fn shift_table(self, table: Self::Table, addend: Self::F) -> Self::Table;
+    /// The value at the low four bits of each lane's index; the other bits do not matter.
+    fn lookup(self, table: Self::Table, index: Self::I) -> Self::F;
 
     /// Sum of all lanes in a fixed (pairwise) order.
     fn reduce_add(self, a: Self::F) -> f32;

@@ -66,6 +66,8 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use danaus_runtime::threads;
 
 use driver::{Operand, Problem};
@@ -163,6 +165,21 @@ where
     };
     // SAFETY: promised by the caller.
     unsafe { driver::run(problem) }
+}
+
+/// The last steps of a product alone, for sums that were computed elsewhere: finishes rows `at.0` and
+/// columns `at.1` of C from `sums`, whose first element belongs to the first of both.
+///
+/// # Safety
+/// `sums` is valid and has the shape of the ranges, which lie in C; the rest as [`gemm_with`].
+pub unsafe fn finish<C: Output>(
+    c: MatMut<C>,
+    sums: Mat<C::Acc>,
+    at: (Range<usize>, Range<usize>),
+    epilogue: &Epilogue<C>,
+) {
+    // SAFETY: promised by the caller.
+    unsafe { C::finish(&Finish::new(c, C::ONE, C::ZERO, epilogue), sums, at) }
 }
 
 /// Columns up to which a product with strided C counts as matrix times vectors.

@@ -17,8 +17,8 @@ const NAME: &str = "chat";
 const MAX_SOURCE: usize = 1 << 20;
 /// Steps of the template engine; a long conversation takes some ten thousand.
 const FUEL: u64 = 5_000_000;
-/// Nested macros and loops.
-const RECURSION: usize = 64;
+/// Nesting: a loop counts once, a call of a macro some ten times.
+const RECURSION: usize = 256;
 /// Bytes of a rendered conversation.
 const MAX_OUTPUT: usize = 64 << 20;
 

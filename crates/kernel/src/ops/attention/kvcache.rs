@@ -4,8 +4,9 @@
 //! and attends to the cache, which may be contiguous (rows, capacity, kv_heads, dim) or paged (pages,
 //! page_size, kv_heads, dim) with a page table. Long caches with few queries are split into parts of
 //! the keys that run in parallel and are combined by their log-sum-exps; the split depends on the
-//! shape alone. The cache is written in place when nobody else holds its tensors, and copied once
-//! otherwise. No gradients.
+//! shape alone. At [`Level::Invariant`] keys are never split by choice: a row then has the bits that it
+//! has in a prompt of any length, because tiles lie at absolute positions and rows never meet. The cache
+//! is written in place when nobody else holds its tensors, and copied once otherwise. No gradients.
 
 use super::combine::combine_parts;
 use super::options::Attributes;
@@ -15,7 +16,7 @@ use super::rotary::Rotary;
 use super::tile_range::Window;
 use super::{forward, reference};
 use danaus_runtime::threads::SharedMut;
-use danaus_tensor::{DType, Element, Error, Result, Tensor};
+use danaus_tensor::{DType, Element, Error, Level, Result, Tensor, asked_level};
 use half::bf16;
 
 const OP: &str = "attention_kvcache";
@@ -307,7 +308,11 @@ impl Plan {
     fn splits(&self, asked: usize, rows: usize, kv_heads: usize) -> usize {
         let longest = self.used.iter().max().map_or(0, |used| used + self.new);
         let tasks = self.used.len() * kv_heads * rows.div_ceil(64);
-        let wanted = if asked > 0 { asked } else { TASKS / tasks.max(1) };
+        let wanted = match asked {
+            0 if asked_level() == Level::Invariant => 1,
+            0 => TASKS / tasks.max(1),
+            asked => asked,
+        };
         wanted.clamp(1, longest.div_ceil(PART_GRAIN).max(1))
     }
 

@@ -7,7 +7,7 @@ use danaus_runtime::pool::Scratch;
 use danaus_runtime::simd::{Kernel, Lane, Simd, dispatch};
 use danaus_runtime::threads::{self, SharedMut};
 use danaus_tensor::gemm::{self, Epilogue, Mat, MatMut, Output, Times};
-use danaus_tensor::{DType, Element, Result, Tensor};
+use danaus_tensor::{DType, Element, Error, Result, Tensor};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -22,7 +22,16 @@ pub(crate) fn epilogue_activation(activation: Option<Activation>) -> gemm::Activ
     }
 }
 
-/// Inputs of the forward product; all contiguous, the bias in the accumulator's dtype.
+/// A matrix as it lies: the transposed view of a weight is used in place.
+fn strided<T: Element>(tensor: &Tensor) -> Result<Mat<T>> {
+    let view = tensor.view::<T>()?;
+    let (&[rows, cols], &[row_stride, col_stride]) = (view.shape, view.strides) else {
+        return Err(Error::internal("linear: a weight that is no matrix"));
+    };
+    Ok(Mat { ptr: view.ptr, rows, cols, row_stride, col_stride })
+}
+
+/// Inputs of the forward product; all but the weight contiguous, the bias in the accumulator's dtype.
 pub(super) struct Product<'a> {
     pub x: &'a Tensor,
     pub weight: &'a Tensor,
@@ -90,7 +99,7 @@ impl Product<'_> {
         };
         let options = gemm::Options { epilogue, ..gemm::Options::default() };
         let x = Mat::row_major(self.x.as_slice::<T>()?.as_ptr(), rows, features);
-        let weight = Mat::row_major(self.weight.as_slice::<W>()?.as_ptr(), out, features);
+        let weight = strided::<W>(self.weight)?;
         let y = matrix_mut::<T>(y, out)?;
         // SAFETY: `infer` checked the shapes; the outputs are fresh and overlap nothing.
         unsafe { gemm::gemm_with(y, x, weight.transposed(), &options) };
@@ -106,7 +115,7 @@ pub(super) fn dx(dp: &Tensor, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     match_pair!("linear", x.dtype(), weight.dtype(), (T, W) => {
         let to = MatMut::row_major(dx.as_slice_mut::<T>()?.as_mut_ptr(), rows, features);
         let dp = Mat::row_major(dp.as_slice::<T>()?.as_ptr(), rows, out);
-        let weight = Mat::row_major(weight.as_slice::<W>()?.as_ptr(), out, features);
+        let weight = strided::<W>(weight)?;
         // SAFETY: all matrices lie in tensors of their sizes; the result is fresh.
         unsafe { gemm::gemm_with(to, dp, weight, &gemm::Options::default()) };
     });

@@ -18,6 +18,7 @@
 //! the engine sums every element in an order given by k.
 
 mod cpu;
+mod cuda;
 pub mod reference;
 
 #[cfg(test)]
@@ -114,11 +115,25 @@ impl Op for Linear {
         if self.keep { inputs.and_outputs(&[1]) } else { inputs }
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = dense(required(self.name(), inputs, 0, "x")?)?;
-        let weight = dense(required(self.name(), inputs, 1, "weight")?)?;
-        let bias = hook::optional_as(hook::given(inputs, 2), x.dtype().accumulator())?;
+        let weight = required(self.name(), inputs, 1, "weight")?.detach();
         let residual = hook::given(inputs, 3).map(dense).transpose()?;
+        if x.device().is_cuda() {
+            // The vendor's library takes both factors in one type.
+            let weight = hook::dense_as(&weight, x.dtype())?;
+            let bias = hook::optional_as(hook::given(inputs, 2), x.dtype())?;
+            let (bias, residual) = (bias.as_ref(), residual.as_ref());
+            let (activation, x, weight) = (self.activation, &x, &weight);
+            let product = cuda::Product { x, weight, bias, activation, residual };
+            let (y, before) = outputs.split_at_mut(1);
+            return product.run(&mut y[0], before.first_mut());
+        }
+        let bias = hook::optional_as(hook::given(inputs, 2), x.dtype().accumulator())?;
         let (y, before) = outputs.split_at_mut(1);
         let product = cpu::Product {
             x: &x,
@@ -134,7 +149,7 @@ impl Op for Linear {
     }
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
-        let (x, weight) = (dense(ctx.input(0)?)?, dense(ctx.input(1)?)?);
+        let (x, weight) = (dense(ctx.input(0)?)?, ctx.input(1)?.detach());
         let Some(dy) = &ctx.grads[0] else { return Ok(vec![None; 4]) };
         let dy = dense(dy)?;
         let curve = match self.activation {
@@ -142,9 +157,13 @@ impl Op for Linear {
             None => None,
         };
         let want_bias = ctx.needs[2];
-        let (dp, dbias) = cpu::before_activation(&dy, curve, want_bias)?;
-        let dx = ctx.needs[0].then(|| cpu::dx(&dp, &weight, &x)).transpose()?;
-        let dweight = ctx.needs[1].then(|| cpu::dweight(&dp, &weight, &x)).transpose()?;
+        let on_gpu = x.device().is_cuda();
+        let before = if on_gpu { cuda::before_activation } else { cpu::before_activation };
+        let by_input = if on_gpu { cuda::dx } else { cpu::dx };
+        let by_weight = if on_gpu { cuda::dweight } else { cpu::dweight };
+        let (dp, dbias) = before(&dy, curve, want_bias)?;
+        let dx = ctx.needs[0].then(|| by_input(&dp, &weight, &x)).transpose()?;
+        let dweight = ctx.needs[1].then(|| by_weight(&dp, &weight, &x)).transpose()?;
         let dbias = match (&ctx.inputs[2], dbias) {
             (Some(bias), Some(sums)) => Some(dense_as(&sums, bias.dtype())?),
             _ => None,

@@ -1,28 +1,52 @@
-//! The products, and decoding and encoding in parallel.
+//! The products on tensors, and decoding and encoding in parallel.
+//!
+//! # Method
+//! One row of x: four rows of W are decoded in registers and multiplied at once (`tile.rs`), so that
+//! each core reads four streams of blocks and nothing else from memory. More rows: six rows of W are
+//! decoded to scratch memory that stays in the second-level cache, and tiles of 4 x 6 sums run over
+//! pieces of k that stay in the first. Decoding costs about as much as three rows of x, so
+//! it is done once for all rows.
+//!
+//! `danaus_tensor::gemm` is not used for large batches: it sums one k after another where this sums in
+//! lanes along k, and a prompt would not have the bits of the same tokens one by one.
 
-use super::{BlockType, encode, reference};
+use super::decode::with_format;
+use super::tile::{Decode, Rows};
+use super::{BlockType, encode};
 use crate::ops::activation::Activation;
 use crate::ops::linear;
+use crate::vector::rows_of;
 use danaus_runtime::pool::Scratch;
+use danaus_runtime::simd::dispatch;
 use danaus_runtime::threads::{self, SharedMut};
 use danaus_tensor::gemm::{self, Epilogue, Mat, MatMut, Output};
 use danaus_tensor::{Element, Result, Tensor};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of a panel of decoded rows.
 const PANEL_BYTES: usize = 1 << 20;
 
+/// Weights worth a task.
+const GRAIN: usize = 1 << 15;
+
 /// Decodes rows in parallel.
 pub(super) fn decode(kind: BlockType, cols: usize, blocks: &[u8], out: &mut [f32]) {
     let rows = out.len() / cols.max(1);
+    assert_eq!(
+        blocks.len(),
+        rows * (cols / kind.block_len()) * kind.block_bytes(),
+        "rows of blocks"
+    );
+    let (tasks, per_task) = threads::split(rows, GRAIN / cols.max(1));
     let row_bytes = blocks.len() / rows.max(1);
-    let (tasks, per_task) = crate::vector::split_rows(rows, cols);
     let out = SharedMut::new(out);
     threads::for_each(tasks, |task| {
-        let rows = crate::vector::rows_of(task, per_task, rows);
+        let rows = rows_of(task, per_task, rows);
         // SAFETY: tasks decode disjoint rows.
         let out = unsafe { out.slice(rows.start * cols, rows.len() * cols) };
-        reference::decode(kind, &blocks[rows.start * row_bytes..rows.end * row_bytes], out);
+        let blocks = &blocks[rows.start * row_bytes..rows.end * row_bytes];
+        with_format!(kind, F => dispatch(Decode::<F>::new(blocks, out)));
     });
 }
 
@@ -34,7 +58,7 @@ pub(super) fn encode(kind: BlockType, cols: usize, x: &[f32], out: &mut [u8]) ->
     let (tasks, per_task) = threads::split(rows, (1 << 12) / cols.max(1));
     let out = SharedMut::new(out);
     threads::for_each(tasks, |task| {
-        for row in crate::vector::rows_of(task, per_task, rows) {
+        for row in rows_of(task, per_task, rows) {
             // SAFETY: a row belongs to one task.
             let out = unsafe { out.slice(row * row_bytes, row_bytes) };
             let x = &x[row * cols..][..cols];
@@ -83,17 +107,40 @@ impl Product<'_> {
                 .map(|residual| linear::matrix::<C>(residual, rows))
                 .transpose()?,
         };
-        let options = gemm::Options { epilogue, ..gemm::Options::default() };
-        let mut panel = Scratch::<f32>::new(rows * self.cols);
-        decode(self.kind, self.cols, self.blocks, &mut panel);
-        let x = Mat::row_major(self.x.as_ptr(), self.x.len() / self.cols.max(1), self.cols);
-        let weight = Mat::row_major(panel.as_ptr(), rows, self.cols);
+        let count = y.elem_count() / rows;
         let y = linear::matrix_mut::<C>(y, rows)?;
-        // SAFETY: `infer` checked the shapes; the outputs are fresh and overlap nothing.
-        unsafe { gemm::gemm_with(y, x, weight.transposed(), &options) };
+        self.sums(rows, count, |rows, sums| {
+            let sums = Mat::row_major(sums.as_ptr(), count, rows.len());
+            // SAFETY: `infer` checked the shapes; tasks finish disjoint columns of fresh outputs.
+            unsafe { gemm::finish(y, sums, (0..count, rows), &epilogue) };
+        });
         Ok(())
     }
 }
+
+impl Product<'_> {
+    /// Computes `x W^T` for ranges of rows of W in parallel and hands over each, `[count, rows]`.
+    fn sums(&self, rows: usize, count: usize, finish: impl Fn(Range<usize>, &[f32]) + Sync + Send) {
+        let (kind, cols) = (self.kind, self.cols);
+        let row_bytes = cols / kind.block_len() * kind.block_bytes();
+        assert!(self.blocks.len() == rows * row_bytes && self.x.len() == count * cols, "shapes");
+        // Tasks of whole tiles; by shape alone.
+        let work = TILE_ROWS * cols.max(1) * count.div_ceil(2);
+        let (tasks, per_task) = threads::split(rows.div_ceil(TILE_ROWS), GRAIN.div_ceil(work));
+        threads::for_each(tasks, |task| {
+            let tiles = rows_of(task, per_task, rows.div_ceil(TILE_ROWS));
+            let rows = tiles.start * TILE_ROWS..(tiles.end * TILE_ROWS).min(rows);
+            let mut sums = Scratch::<f32>::new(count * rows.len());
+            let blocks = &self.blocks[rows.start * row_bytes..rows.end * row_bytes];
+            let task = Rows { blocks, rows: rows.len(), x: self.x, count, cols, sums: &mut sums };
+            with_format!(kind, F => dispatch(task.of::<F>()));
+            finish(rows, &sums);
+        });
+    }
+}
+
+/// Rows of W that a task has a multiple of: both the four of one row of x and the six of several.
+const TILE_ROWS: usize = 12;
 
 /// `y = x W`: `x` `[.., rows]`, `y` `[.., cols]`; panels of decoded rows, added in order.
 pub(super) fn transpose(kind: BlockType, cols: usize, x: &[f32], blocks: &[u8], y: &mut [f32]) {

@@ -19,9 +19,11 @@
 //! alone and in any batch, on any number of threads (the *invariant* level). See `cpu.rs`.
 
 mod cpu;
+mod decode;
 mod encode;
 mod layout;
 pub mod reference;
+mod tile;
 
 #[cfg(test)]
 mod tests;

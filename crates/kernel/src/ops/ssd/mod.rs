@@ -26,7 +26,9 @@
 //! the plain recurrence of [`mod@reference`]; f32 and bf16 run the chunked kernels of [`cpu`] with f32
 //! arithmetic and f32 states. Results have the same bits at any number of threads. A packed sequence
 //! has the bits it has alone unless the batch is so small that the kernel cuts it along time; chunked
-//! and step results agree to rounding, not to the bit.
+//! and step results agree to rounding, not to the bit. At [`Level::Invariant`](danaus_tensor::Level)
+//! forward runs the recurrence token by token, so that a sequence cut anywhere, with its state handed
+//! over, has the bits of the whole and of `ssd_step`.
 
 mod api;
 pub(crate) mod arrays;

@@ -12,7 +12,9 @@ use super::cpu::rows::{Rows, Source, Target};
 use super::cpu::{self, gate_backward};
 use super::reference::{self, Steps};
 use danaus_runtime::pool::Scratch;
-use danaus_tensor::{Backward, DType, Device, Error, Inputs, Meta, Op, Result, Tensor};
+use danaus_tensor::{
+    Backward, DType, Device, Error, Inputs, Level, Meta, Op, Result, Tensor, asked_level,
+};
 
 /// How a call is to be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
@@ -271,13 +273,17 @@ impl Ssd {
         })
     }
 
-    fn run_chunked(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+    fn run_f32(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let problem = self.problem(inputs)?;
         let (scale, log_decay) = self.steps(&problem)?;
         let core = problem.core(&scale, &log_decay)?;
-        let plan = Plan::forward(&core.shape, core.runs, self.options.chunk_size);
         let [y, last] = outputs else { return Err(Error::internal("ssd has two outputs")) };
-        forward(&core, &plan, target(y)?, Some(last.as_slice_mut()?));
+        if asked_level() == Level::Invariant {
+            cpu::step::recurrent(&core, target(y)?, last.as_slice_mut()?);
+        } else {
+            let plan = Plan::forward(&core.shape, core.runs, self.options.chunk_size);
+            forward(&core, &plan, target(y)?, Some(last.as_slice_mut()?));
+        }
         Ok(())
     }
 
@@ -456,7 +462,7 @@ impl Op for Ssd {
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         match outputs[0].dtype() {
             DType::F64 => self.run_f64(inputs, outputs),
-            _ => self.run_chunked(inputs, outputs),
+            _ => self.run_f32(inputs, outputs),
         }
     }
 

@@ -69,7 +69,7 @@ fn table() -> NameMap {
         .row_for("A", "layers.{}.mixer.q", "model.h.{}.q_proj", How::Same)
         .row_for("A", "layers.{}.mixer.k", "model.h.{}.k_proj", How::Same)
         .row_for("A", "layers.{}.mixer.v", "model.h.{}.v_proj", How::Same)
-        .row("layers.{}", "model.h.{}")
+        .row_for("M", "layers.{}", "model.h.{}", How::Same)
         .ignore("model.h.{}.mask")
 }
 
@@ -137,7 +137,10 @@ fn exporting_splits_what_is_joined() {
     let sizes = [4, 2, 2];
     let parts = stored(&table(), "layers.0.mixer.qkv.weight", &whole, &sizes).unwrap();
     let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["model.h.0.q_proj.weight", "model.h.0.k_proj.weight", "model.h.0.v_proj.weight"]);
+    assert_eq!(
+        names,
+        ["model.h.0.q_proj.weight", "model.h.0.k_proj.weight", "model.h.0.v_proj.weight"]
+    );
     assert_eq!(values(&parts[1].1), [5.0, 6.0]);
     assert!(stored(&table(), "project_in.weight", &whole, &sizes).is_err());
 }

@@ -4,7 +4,7 @@ use crate::ops::attention::{
     AttentionOptions, CacheOptions, KvCache, NewKeys, Rotary, attention, attention_combine,
     attention_kvcache,
 };
-use danaus_tensor::{DType, Device, Tensor};
+use danaus_tensor::{DType, Device, Level, Tensor, with_level};
 use danaus_testkit::{assert_close, golden, randn};
 
 const SYSTEM: &str = "02-flashattention-2";
@@ -94,6 +94,38 @@ fn decoding_equals_one_causal_call() {
             let (out, _) = attention_kvcache(&part(&q), &mut cache, new, &options).unwrap();
             assert_close("decoded", &out, &part(&expected), 2e-6);
         }
+    }
+}
+
+/// A prompt in pieces of any size has the bits of the whole, also under a window and in bf16.
+#[test]
+fn invariant_bits_do_not_depend_on_cuts() {
+    let (length, heads, kv_heads, dim) = (150, 4, 1, 20);
+    for (dtype, window_left) in [(DType::F32, None), (DType::F32, Some(37)), (DType::BF16, None)] {
+        let rows = |seed, heads| {
+            randn(seed, &[1, length, heads, dim], DType::F32).to_dtype(dtype).unwrap()
+        };
+        let (q, k, v) = (rows(1, heads), rows(2, kv_heads), rows(3, kv_heads));
+        let run = |size: usize| {
+            let zeros = || Tensor::zeros([1, length, kv_heads, dim], dtype, &Device::Cpu).unwrap();
+            let (mut cache, mut parts) = (KvCache { k: zeros(), v: zeros() }, Vec::new());
+            for start in (0..length).step_by(size) {
+                let count = size.min(length - start);
+                let part = |t: &Tensor| t.narrow(1, start, count).unwrap().contiguous().unwrap();
+                let (k, v) = (part(&k), part(&v));
+                let used = ints(&[start as i32]);
+                let options = CacheOptions { window_left, ..CacheOptions::causal(used) };
+                let new = Some(NewKeys { k: &k, v: &v });
+                parts.push(attention_kvcache(&part(&q), &mut cache, new, &options).unwrap().0);
+            }
+            Tensor::cat(&parts.iter().collect::<Vec<_>>(), 1).unwrap()
+        };
+        with_level(Level::Invariant, || {
+            let whole = run(length);
+            for size in [1, 3, 7, 16, 64] {
+                assert_close("cut", &run(size), &whole, 0.0);
+            }
+        });
     }
 }
 

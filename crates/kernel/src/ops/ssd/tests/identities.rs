@@ -1,7 +1,7 @@
 //! What must hold between calls, and the tape's gradients in f64.
 
 use super::super::{SsdCoreInputs, SsdInputs, SsdOptions, SsdStepInputs, ssd, ssd_core, ssd_step};
-use danaus_tensor::{DType, Device, Result, Tensor, backward_with};
+use danaus_tensor::{DType, Device, Level, Result, Tensor, backward_with, with_level};
 use danaus_testkit::{assert_close, gradcheck, max_relative_error, randn};
 
 const SOFTPLUS: SsdOptions = SsdOptions { dt_softplus: true, dt_limit: None, chunk_size: None };
@@ -222,6 +222,49 @@ fn bf16_loses_what_rounding_loses() {
     let (ours, theirs) =
         (max_relative_error(&found, &expected), max_relative_error(&naive, &expected));
     assert!(ours <= 1.5 * theirs, "{ours:e} against {theirs:e}");
+}
+
+/// Cut into pieces of 1, 3, 7 and 16 tokens, with resets inside, and step by step: the same bits.
+#[test]
+fn invariant_bits_do_not_depend_on_cuts() {
+    with_level(Level::Invariant, || {
+        let t = problem(2, 50, DType::F32);
+        let seq_idx: Vec<i64> = (0..100).map(|row| (row % 50) / 20).collect();
+        let seq_idx = integers(&seq_idx).reshape([2, 50]).unwrap();
+        let whole = SsdInputs { seq_idx: Some(&seq_idx), ..inputs(&t) };
+        let (y, last) = ssd(&whole, &SOFTPLUS).unwrap();
+        for size in [1, 3, 7, 16] {
+            let (mut parts, mut state) = (Vec::new(), t[8].clone());
+            for (start, len) in cuts(&[0, 20, 40, 50], size) {
+                if start == 20 || start == 40 {
+                    state = state.affine(0.0, 0.0).unwrap();
+                }
+                let part = piece(&t, start, len);
+                let handed = SsdInputs { initial_states: Some(&state), ..inputs(&part) };
+                let (y, end) = ssd(&handed, &SOFTPLUS).unwrap();
+                (state, _) = (end, parts.push(y));
+            }
+            let parts: Vec<&Tensor> = parts.iter().collect();
+            assert_close("y", &Tensor::cat(&parts, 1).unwrap(), &y, 0.0);
+            assert_close("final_state", &state, &last, 0.0);
+        }
+        let (whole, last) = ssd(&inputs(&t), &SOFTPLUS).unwrap();
+        let [x, dt, a, b, c, d, z, dt_bias, state] = &t[..] else { unreachable!("nine tensors") };
+        let (d, z, dt_bias) = (Some(d), Some(z), Some(dt_bias));
+        let step = SsdStepInputs { x, dt, a, b, c, d, z, dt_bias, state };
+        let (y, end) = ssd_step(&step, &SOFTPLUS).unwrap();
+        assert_close("stepped y", &y, &whole, 0.0);
+        assert_close("stepped state", &end, &last, 0.0);
+    });
+}
+
+/// Pieces of at most `size` rows between bounds.
+fn cuts(bounds: &[usize], size: usize) -> Vec<(usize, usize)> {
+    let between = |pair: &[usize]| {
+        let end = pair[1];
+        (pair[0]..end).step_by(size).map(move |start| (start, size.min(end - start)))
+    };
+    bounds.windows(2).flat_map(between).collect()
 }
 
 /// Views with gaps between rows (slices of a wider projection) need no copy and give the same bits.
