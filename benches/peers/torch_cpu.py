@@ -134,6 +134,32 @@ def ssd_forward(batch=1, length=2048, heads=24, head_dim=64, d_state=128):
     return lambda: ssd_minimal(x, log_decay, b, c, 64)
 
 
+def selective_scan(u, delta, a, b, c, d, z, bias):
+    """The recurrence of Mamba-1 as plain tensor operations, one token after the other: u, delta, z
+    [b, channels, l], a [channels, n], b and c [b, n, l]."""
+    delta = F.softplus(delta + bias[:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, a))
+    entry = torch.einsum("bdl,bnl,bdl->bdln", delta, b, u)
+    state = u.new_zeros(u.shape[0], *a.shape)
+    outputs = []
+    for t in range(u.shape[2]):
+        state = decay[:, :, t] * state + entry[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, c[:, :, t]))
+    return (torch.stack(outputs, dim=2) + u * d[:, None]) * F.silu(z)
+
+
+def scan_case(train, channels=1536, length=1024, d_state=16):
+    arrays = [torch.randn(1, channels, length) for _ in range(3)]
+    b, c = (torch.randn(1, d_state, length) for _ in range(2))
+    a, (d, bias) = -torch.randn(channels, d_state).abs(), torch.randn(2, channels)
+    tensors = [arrays[0], arrays[1], a, b, c, d, arrays[2], bias]
+    if not train:
+        return lambda: selective_scan(*tensors)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    cotangent = torch.randn(1, channels, length)
+    return lambda: torch.autograd.grad(selective_scan(*leaves), leaves, cotangent)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 CASES = {
     "transformer_step": lambda: model_step(lambda d: Attention(d, 4), True),
@@ -146,6 +172,9 @@ CASES = {
     "add_16m": lambda: inference(lambda: elementwise(lambda x, y: x + y)),
     "exp_16m": lambda: inference(lambda: elementwise(lambda x, y: x.exp())),
     "softmax_512": lambda: inference(lambda: elementwise(lambda x, y: x.softmax(-1))),
+    "scan_forward": lambda: inference(lambda: scan_case(False)),
+    "scan_packed": lambda: inference(lambda: scan_case(False)),
+    "scan_train": lambda: scan_case(True),
     "ssd_forward": lambda: inference(ssd_forward),
 }
 

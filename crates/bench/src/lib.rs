@@ -7,6 +7,7 @@
 //! process ([`roofline`]), never taken from a data sheet.
 
 pub mod error;
+pub mod gpu;
 pub mod measure;
 pub mod peer;
 pub mod roofline;

@@ -8,7 +8,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         // The reader (`head`, a closed pager) has seen enough.
         return ExitCode::SUCCESS;
     }
-    let line = format!("{error:#}").replace('\n', " ");
+    // Our errors' messages hold those of their causes.
+    let line = error.to_string().replace('\n', " ");
     eprintln!("danaus: {line}");
     ExitCode::from(if is_bad_input(error) { 2 } else { 1 })
 }

@@ -53,10 +53,12 @@ impl Observer for Live {
     }
 
     fn stepped(&mut self, progress: &Progress) {
+        let bits = progress.bits_per_byte.map(|bits| format!(" {bits:.3} bits/byte"));
         let message = format!(
-            "step {} loss {:.3} {:.0} tokens/s lr {:.1e} ETA {:.0} s",
+            "step {} loss {:.3}{} {:.0} tokens/s lr {:.1e} ETA {:.0} s",
             progress.step,
             progress.smooth_loss,
+            bits.unwrap_or_default(),
             progress.tokens_per_s,
             progress.lr,
             progress.eta_seconds

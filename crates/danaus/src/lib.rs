@@ -12,6 +12,7 @@
 //! # Ok::<(), danaus::tensor::Error>(())
 //! ```
 
+pub mod kernels;
 pub mod op_files;
 pub mod systems;
 

@@ -84,7 +84,7 @@ pub const SYSTEMS: [System; 39] = [
         "Mamba-2 / SSD",
         "kernel/ops/ssd, matrix, model",
         "danaus bench ssd",
-        "SSD, convolution, gated norm, blocks, training and generation on the CPU; Mamba-1 and GPU planned",
+        "SSD, convolution, gated norm, blocks, Mamba-1 with its scan, training and generation on the CPU; GPU planned",
     ),
     planned(13, "Hydra", "matrix, model"),
     planned(14, "Caduceus", "matrix, model"),

@@ -141,6 +141,14 @@ pub(crate) fn listed(tensor: Tensor) -> Result<Vec<Option<Tensor>>> {
     Ok(vec![Some(tensor)])
 }
 
+/// Refuses anything but i32 and i64, for indices that stay on a GPU: their values are checked there.
+pub(crate) fn check_index(op: &'static str, arg: &str, tensor: &Tensor) -> Result<()> {
+    match tensor.dtype() {
+        DType::I64 | DType::I32 => Ok(()),
+        other => Err(Error::dtype(op, arg, other, "i32 or i64")),
+    }
+}
+
 /// Whole numbers of an i32 or i64 tensor.
 pub(crate) fn integers(op: &'static str, arg: &str, tensor: &Tensor) -> Result<Vec<i64>> {
     match tensor.dtype() {

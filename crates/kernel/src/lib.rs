@@ -6,4 +6,5 @@
 
 mod hook;
 pub mod ops;
+mod rows;
 mod vector;

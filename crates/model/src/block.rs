@@ -5,9 +5,10 @@ use crate::config::{Config, MixerKind, MlpConfig, NormConfig, NormKind, parse_ac
 use danaus_kernel::ops::activation::{Activation, gated_packed};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::norm::{Affine, layer_norm, rms_norm};
-use danaus_matrix::mixer::{Attention, Mamba2};
+use danaus_matrix::mixer::{Attention, Mamba1, Mamba2, Rope};
 use danaus_matrix::{LayerState, SeqBatch, SequenceMixer, StructuredMatrix};
-use danaus_tensor::{Init, Param, ParamBuilder, Tensor};
+use danaus_tensor::{DType, Init, Param, ParamBuilder, Tensor};
+use std::sync::Arc;
 
 /// A norm with its parameters.
 pub struct Norm {
@@ -49,21 +50,23 @@ enum Mlp {
         activation: Activation,
         biases: Option<(Param, Param)>,
     },
-    Swiglu {
+    Gated {
         gate_up: Box<dyn StructuredMatrix>,
         down: Box<dyn StructuredMatrix>,
+        activation: Activation,
+        biases: Option<(Param, Param)>,
     },
 }
 
 impl Mlp {
     fn build(params: &ParamBuilder, config: &Config, gain: f64) -> Result<Option<Self>> {
         let (d, format) = (config.d_model, config.weights);
+        let zeros = |name: &str, size: usize| {
+            params.pp(name).param_no_decay("bias", [size], Init::Constant(0.0))
+        };
         Ok(match &config.mlp {
             MlpConfig::None => None,
             MlpConfig::Dense { d_ff, activation, bias } => {
-                let zeros = |name: &str, size: usize| {
-                    params.pp(name).param_no_decay("bias", [size], Init::Constant(0.0))
-                };
                 let biases =
                     if *bias { Some((zeros("up", *d_ff)?, zeros("down", d)?)) } else { None };
                 Some(Mlp::Dense {
@@ -73,77 +76,104 @@ impl Mlp {
                     biases,
                 })
             }
-            MlpConfig::Swiglu { d_ff } => Some(Mlp::Swiglu {
-                gate_up: format.build(&params.pp("gate_up"), [2 * d_ff, d], 1.0)?,
-                down: format.build(&params.pp("down"), [d, *d_ff], gain)?,
-            }),
+            MlpConfig::Gated { d_ff, activation, bias } => {
+                let (inner, halves) = (2 * d_ff, [("gate", *d_ff), ("up", *d_ff)]);
+                let biases =
+                    if *bias { Some((zeros("gate_up", inner)?, zeros("down", d)?)) } else { None };
+                Some(Mlp::Gated {
+                    gate_up: format.build_stacked(params, "gate_up", &halves, d, 1.0)?,
+                    down: format.build(&params.pp("down"), [d, *d_ff], gain)?,
+                    activation: parse_activation(activation)?,
+                    biases,
+                })
+            }
         })
     }
 
-    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let residual = Some(residual);
-        Ok(match self {
-            Mlp::Dense { up, down, activation, biases } => {
-                let biases = biases.as_ref().map(|(a, b)| (a.tensor(), b.tensor()));
-                let (a, b) = (biases.as_ref().map(|b| &b.0), biases.as_ref().map(|b| &b.1));
-                let inner = Extras { bias: a, activation: Some(*activation), residual: None };
-                let h = up.apply(x, inner)?;
-                down.apply(&h, Extras { bias: b, activation: None, residual })?
+    fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let (Mlp::Dense { biases, .. } | Mlp::Gated { biases, .. }) = self;
+        let biases = biases.as_ref().map(|(a, b)| (a.tensor(), b.tensor()));
+        let (first, last) = (biases.as_ref().map(|b| &b.0), biases.as_ref().map(|b| &b.1));
+        let (h, down) = match self {
+            Mlp::Dense { up, down, activation, .. } => {
+                let inner = Extras { bias: first, activation: Some(*activation), residual: None };
+                (up.apply(x, inner)?, down)
             }
-            Mlp::Swiglu { gate_up, down } => {
-                let h = gated_packed(Activation::Silu, &gate_up.apply(x, Extras::default())?)?;
-                down.apply(&h, Extras { residual, ..Extras::default() })?
+            Mlp::Gated { gate_up, down, activation, .. } => {
+                let inner = Extras { bias: first, ..Extras::default() };
+                (gated_packed(*activation, &gate_up.apply(x, inner)?)?, down)
             }
-        })
+        };
+        Ok(down.apply(&h, Extras { bias: last, activation: None, residual })?)
     }
 
     fn flops(&self, tokens: usize) -> u64 {
         match self {
             Mlp::Dense { up, down, .. } => up.flops(tokens) + down.flops(tokens),
-            Mlp::Swiglu { gate_up, down } => gate_up.flops(tokens) + down.flops(tokens),
+            Mlp::Gated { gate_up, down, .. } => gate_up.flops(tokens) + down.flops(tokens),
         }
     }
 }
 
+/// What the blocks of a model have in common.
+pub struct Shared<'a> {
+    /// The model.
+    pub config: &'a Config,
+    /// Number of blocks.
+    pub depth: usize,
+    /// The rotation of attention heads.
+    pub rope: Option<Arc<Rope>>,
+    /// Element type of activations inside of blocks.
+    pub dtype: DType,
+}
+
 /// Norm, sequence mixer, norm, channel mixer.
+///
+/// Blocks compute in one dtype; the residual stream may be wider (`residual_f32`), and is then added
+/// outside of the products.
 pub struct Block {
     norm: Norm,
     mixer: Box<dyn SequenceMixer>,
     mlp: Option<(Norm, Mlp)>,
+    dtype: DType,
 }
 
 impl Block {
-    /// Makes (or loads) a block of a model with `depth` blocks.
+    /// Makes (or loads) a block.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn build(
-        params: &ParamBuilder,
-        config: &Config,
-        kind: MixerKind,
-        depth: usize,
-    ) -> Result<Self> {
+    pub fn build(params: &ParamBuilder, shared: &Shared, kind: MixerKind) -> Result<Self> {
+        let Shared { config, depth, rope, dtype } = shared;
         let (d, format) = (config.d_model, config.weights);
         // Every block adds to the residual stream; the sum keeps its size.
-        let gain = 1.0 / (depth as f64).sqrt();
+        let gain = 1.0 / (*depth as f64).sqrt();
         let inner = params.pp("mixer");
         let mixer: Box<dyn SequenceMixer> = match kind {
-            MixerKind::Attention => Box::new(Attention::build(
-                &inner,
-                config.attention()?,
-                d,
-                format,
-                config.max_positions,
-            )?),
+            MixerKind::Attention | MixerKind::Window => {
+                let mut own = config.attention()?.clone();
+                if kind == MixerKind::Attention {
+                    own.window = None;
+                }
+                let mut mixer = Attention::build(&inner, &own, d, format, config.max_positions)?;
+                if let Some(rope) = rope {
+                    mixer.share_rope(rope);
+                }
+                Box::new(mixer)
+            }
             MixerKind::Mamba2 => {
                 Box::new(Mamba2::build(&inner, config.mamba2()?, d, format, gain)?)
+            }
+            MixerKind::Mamba1 => {
+                Box::new(Mamba1::build(&inner, config.mamba1()?, d, format, gain)?)
             }
         };
         let mlp = match Mlp::build(&params.pp("mlp"), config, gain)? {
             Some(mlp) => Some((Norm::build(&params.pp("norm2"), &config.norm, d)?, mlp)),
             None => None,
         };
-        Ok(Self { norm: Norm::build(&params.pp("norm"), &config.norm, d)?, mixer, mlp })
+        let norm = Norm::build(&params.pp("norm"), &config.norm, d)?;
+        Ok(Self { norm, mixer, mlp, dtype: *dtype })
     }
 
     /// The sequence mixer.
@@ -156,7 +186,8 @@ impl Block {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor, batch: &SeqBatch) -> Result<Tensor> {
-        let mixed = self.mixer.forward(&self.norm.forward(x)?, batch, Some(x))?;
+        let mixed = self
+            .branch(&self.norm, x, |h, residual| Ok(self.mixer.forward(h, batch, residual)?))?;
         self.channel_mix(mixed)
     }
 
@@ -170,15 +201,32 @@ impl Block {
         batch: &SeqBatch,
         states: &mut [&mut LayerState],
     ) -> Result<Tensor> {
-        let mixed = self.mixer.advance(&self.norm.forward(x)?, batch, states, Some(x))?;
+        let mixed = self.branch(&self.norm, x, |h, residual| {
+            Ok(self.mixer.advance(h, batch, states, residual)?)
+        })?;
         self.channel_mix(mixed)
     }
 
     fn channel_mix(&self, x: Tensor) -> Result<Tensor> {
         match &self.mlp {
-            Some((norm, mlp)) => mlp.forward(&norm.forward(&x)?, &x),
+            Some((norm, mlp)) => self.branch(norm, &x, |h, residual| mlp.forward(h, residual)),
             None => Ok(x),
         }
+    }
+
+    /// `x + f(norm(x))`; `f` adds the residual itself where dtypes allow.
+    fn branch(
+        &self,
+        norm: &Norm,
+        x: &Tensor,
+        f: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let h = norm.forward(x)?;
+        if x.dtype() == self.dtype {
+            return f(&h, Some(x));
+        }
+        let y = f(&h.to_dtype(self.dtype)?, None)?;
+        Ok(x.add(&y.to_dtype(x.dtype())?)?)
     }
 
     /// Arithmetic operations of the forward pass.

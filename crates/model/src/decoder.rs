@@ -1,17 +1,19 @@
 //! The decoder: the one architecture, written once.
 //!
-//! Parameters: `embedding.weight` `[vocab, d_model]`, `positions.weight` where learned,
-//! `layers.N.{norm, mixer, norm2, mlp}.*`, `norm.weight`, and `head.weight` unless tied.
+//! Parameters: `embedding.weight` `[vocab, embedding_width]`, `positions.weight` where learned,
+//! `layers.N.{norm, mixer, norm2, mlp}.*`, `norm.weight`, and `head.weight` unless tied. Where the
+//! embedding is not as wide as the residual stream (OPT), `project_in` and `project_out` connect them.
 
-use crate::block::{Block, Norm};
+use crate::block::{Block, Norm, Shared};
 use crate::config::Config;
 use crate::{Error, Result};
 use danaus_kernel::ops::cross_entropy::Options as LossOptions;
 use danaus_kernel::ops::cross_entropy::linear::linear_cross_entropy;
-use danaus_kernel::ops::embedding::embedding;
 use danaus_kernel::ops::linear::Extras;
-use danaus_matrix::structured::Dense;
+use danaus_matrix::mixer::Rope;
+use danaus_matrix::structured::{Dense, Format};
 use danaus_matrix::{LayerState, SeqBatch, StatePool, StructuredMatrix};
+use danaus_runtime::memory::available_bytes;
 use danaus_tensor::{DType, Device, Init, ParamBuilder, ParamSet, Tensor, checkpoint};
 use std::sync::Arc;
 
@@ -35,11 +37,13 @@ pub struct Decoder {
     config: Config,
     compute: Compute,
     params: ParamSet,
-    embedding: Dense,
-    positions: Option<Dense>,
+    embedding: Box<dyn StructuredMatrix>,
+    positions: Option<Box<dyn StructuredMatrix>>,
+    /// Between the widths of embedding and residual stream: in and out.
+    projections: Option<[Box<dyn StructuredMatrix>; 2]>,
     blocks: Vec<Arc<Block>>,
     norm: Norm,
-    head: Option<Dense>,
+    head: Option<Box<dyn StructuredMatrix>>,
 }
 
 impl Decoder {
@@ -49,32 +53,41 @@ impl Decoder {
     /// When the config's parts do not fit, or a tensor is missing or has another shape.
     pub fn build(params: &ParamBuilder, config: &Config, compute: Compute) -> Result<Self> {
         config.check()?;
-        let (vocab, d) = (config.vocab_size, config.d_model);
-        let table = |name: &str, rows: usize| {
-            Dense::build_with(&params.pp(name), [rows, d], Init::Normal(0.02))
-        };
+        let (vocab, d, width) = (config.vocab_size, config.d_model, config.embedding_width());
+        let table = |name: &str, rows, cols| table(&params.pp(name), [rows, cols]);
         let mixers = config.mixers()?;
-        let depth = mixers.len();
+        let attention = config.attention.as_ref();
+        let rope = attention.and_then(|heads| Rope::new(heads, d, config.max_positions));
+        let (depth, dtype) = (mixers.len(), compute.dtype);
+        let shared = Shared { config, depth, rope: rope.map(Arc::new), dtype };
         let block = |(index, kind)| {
-            Ok(Arc::new(Block::build(&params.pp("layers").pp(index), config, kind, depth)?))
+            Ok(Arc::new(Block::build(&params.pp("layers").pp(index), &shared, kind)?))
         };
         let positions = match config.learned_positions {
-            true => Some(table("positions", config.max_positions)?),
+            true => Some(table("positions", config.max_positions + config.position_offset, d)?),
             false => None,
         };
-        let head = if config.tied_head { None } else { Some(table("head", vocab)?) };
-        let embedding = table("embedding", vocab)?;
+        let projections = match config.embedding_width {
+            Some(_) => Some([
+                config.weights.build(&params.pp("project_in"), [d, width], 1.0)?,
+                config.weights.build(&params.pp("project_out"), [width, d], 1.0)?,
+            ]),
+            None => None,
+        };
+        let head = if config.tied_head { None } else { Some(table("head", vocab, width)?) };
+        let embedding = table("embedding", vocab, width)?;
         let blocks = mixers.into_iter().enumerate().map(block).collect::<Result<_>>()?;
         let norm = Norm::build(&params.pp("norm"), &config.norm, d)?;
         let (config, params) = (config.clone(), params.params());
-        Ok(Self { config, compute, params, embedding, positions, blocks, norm, head })
+        Ok(Self { config, compute, params, embedding, positions, projections, blocks, norm, head })
     }
 
     /// A new model from a seed.
     ///
     /// # Errors
-    /// When the config's parts do not fit.
+    /// When the config's parts do not fit, or memory does not suffice.
     pub fn init(config: &Config, seed: u64, compute: Compute) -> Result<Self> {
+        config.check_memory(available_bytes())?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         Self::build(&ParamBuilder::init(seed, dtype, Device::Cpu), config, compute)
     }
@@ -82,6 +95,11 @@ impl Decoder {
     /// The config.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How it computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// All parameters.
@@ -96,12 +114,34 @@ impl Decoder {
         }
         let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         let ids = Tensor::from_vec(wide, [ids.len()], &Device::Cpu)?;
-        let mut x = embedding(&self.embedding.weight().tensor(), &ids, None)?;
-        if let Some(table) = &self.positions {
-            let at = Tensor::from_slice(positions, [positions.len()], &Device::Cpu)?;
-            x = x.add(&table.gather_rows(&at)?)?;
+        let mut x = self.embedding.gather_rows(&ids)?.to_dtype(self.stream_dtype())?;
+        if let Some([into, _]) = &self.projections {
+            x = into.apply(&x, Extras::default())?;
         }
-        Ok(x.to_dtype(self.compute.dtype)?)
+        if let Some(table) = &self.positions {
+            let offset = self.config.position_offset as i64;
+            let rows: Vec<i64> = positions.iter().map(|position| position + offset).collect();
+            let rows = Tensor::from_vec(rows, [positions.len()], &Device::Cpu)?;
+            x = x.add(&table.gather_rows(&rows)?.to_dtype(x.dtype())?)?;
+        }
+        Ok(x)
+    }
+
+    /// Element type of the residual stream.
+    fn stream_dtype(&self) -> DType {
+        match self.config.residual_f32 {
+            true => self.compute.dtype.accumulator(),
+            false => self.compute.dtype,
+        }
+    }
+
+    /// From the residual stream to what the head reads.
+    fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.norm.forward(x)?.to_dtype(self.compute.dtype)?;
+        Ok(match &self.projections {
+            Some([_, out]) => out.apply(&x, Extras::default())?,
+            None => x,
+        })
     }
 
     fn check_lengths(&self, longest: usize) -> Result<()> {
@@ -112,7 +152,7 @@ impl Decoder {
         Err(Error::argument("sequence length", longest, valid))
     }
 
-    /// Hidden states after the last norm, `[tokens, d_model]`.
+    /// What the head reads: hidden states after the last norm, `[tokens, embedding_width]`.
     ///
     /// # Errors
     /// When an id is out of range or a sequence too long.
@@ -142,7 +182,7 @@ impl Decoder {
             };
             visit(index + 1, &x);
         }
-        self.norm.forward(&x)
+        self.finish(&x)
     }
 
     fn recomputed(&self, block: &Arc<Block>, x: &Tensor, batch: &SeqBatch) -> Result<Tensor> {
@@ -160,7 +200,7 @@ impl Decoder {
 
     fn head_weight(&self) -> Result<Tensor> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        Ok(head.weight().tensor_as(self.compute.dtype)?)
+        Ok(head.to_dense()?.to_dtype(self.compute.dtype)?)
     }
 
     /// Logits of every token, `[tokens, vocab]`.
@@ -224,14 +264,22 @@ impl Decoder {
         for (slot, count) in slots.iter().zip(batch.lengths()) {
             pool.advance(*slot, count)?;
         }
-        self.norm.forward(&x)
+        self.finish(&x)
     }
 
     /// Arithmetic operations of a forward pass, head included.
     pub fn flops(&self, batch: &SeqBatch) -> u64 {
-        let head = 2 * batch.tokens() * self.config.vocab_size * self.config.d_model;
+        let head = 2 * batch.tokens() * self.config.vocab_size * self.config.embedding_width();
         self.blocks.iter().map(|block| block.flops(batch)).sum::<u64>() + head as u64
     }
+}
+
+/// Rows that ids choose. New ones are normal; loaded ones may be quantised blocks.
+fn table(params: &ParamBuilder, shape: [usize; 2]) -> Result<Box<dyn StructuredMatrix>> {
+    Ok(match params.is_new() {
+        true => Box::new(Dense::build_with(params, shape, Init::Normal(0.02))?),
+        false => Format::Dense.build(params, shape, 1.0)?,
+    })
 }
 
 #[cfg(test)]

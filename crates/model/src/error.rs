@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Result with this crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong with models.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,44 @@ pub enum Error {
         /// Which tensor, what is wrong.
         detail: String,
     },
+    /// Memory would not suffice.
+    #[error(
+        "the model needs {needed} of memory ({sum}), {available} are available; use a smaller one"
+    )]
+    Memory {
+        /// Bytes needed, in words.
+        needed: String,
+        /// The terms of the sum.
+        sum: String,
+        /// Bytes available, in words.
+        available: String,
+    },
+    /// A GGUF file is refused.
+    #[error("{path}: {fault}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::formats::gguf::Fault,
+    },
+    /// A PyTorch file is refused.
+    #[error("{path}: {fault}")]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: crate::formats::torch::Fault,
+    },
+    /// A field of another project's config has no place in ours.
+    #[error("{field} is {given}, valid is {valid}")]
+    Field {
+        /// Which field, with its section.
+        field: String,
+        /// The value.
+        given: String,
+        /// What would be valid.
+        valid: String,
+    },
     /// A request cannot be honoured.
     #[error("{arg} is {given}, valid is {valid}")]
     Argument {
@@ -56,6 +94,7 @@ impl Error {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Tensor(error) => error.is_bad_input(),
+            Self::Memory { .. } => false,
             _ => true,
         }
     }

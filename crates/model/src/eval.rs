@@ -11,7 +11,9 @@ const PASS: usize = 4096;
 const IGNORED: i64 = -100;
 
 /// `logits` `[batch, length, vocab]`, and with `hidden` the residual stream `hidden_00`, `hidden_01`,
-/// ... after the embedding and after each block (the last one after the final norm).
+/// ... as the originals list it: after the embedding and after each block, the last one after the final
+/// norm. For recurrent models without attention and channel mixers (Mamba) that is after each block,
+/// and then after the final norm.
 ///
 /// `attention_mask` `[batch, length]` marks real tokens with 1; padding may stand on either side. The
 /// batch is packed without it, and rows of padding are zero.
@@ -34,6 +36,10 @@ pub fn logits(
         )
         .into());
     };
+    if !input_ids.dtype().is_int() {
+        let (found, allowed) = (input_ids.dtype(), "a whole-number type");
+        return Err(danaus_tensor::Error::dtype("logits", "input_ids", found, allowed).into());
+    }
     let whole = |tensor: &Tensor| tensor.to_dtype(DType::I64)?.to_vec::<i64>();
     let ids = whole(input_ids)?;
     let mask = match attention_mask {
@@ -64,6 +70,10 @@ pub fn logits(
     no_grad(|| {
         let mut streams = Vec::new();
         let last = decoder.hidden_states(&tokens, &packed, |_, x| streams.push(x.clone()))?;
+        if decoder.config().is_recurrent() {
+            // The stream before the first block makes room for the last norm.
+            streams.rotate_left(1);
+        }
         if let Some(end) = streams.last_mut() {
             *end = last.clone();
         }
@@ -217,55 +227,4 @@ fn add_pass(decoder: &Decoder, windows: &[Window], total: &mut Perplexity) -> Re
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::decoder::Compute;
-    use crate::presets;
-    use std::path::Path;
-
-    fn model() -> (Decoder, Tokenizer) {
-        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/40-engine/llama-gqa");
-        let mut config = presets::quickstart(384);
-        config.max_positions = 64;
-        let compute = Compute { dtype: DType::F64, recompute: false };
-        let decoder = Decoder::init(&config, 1, compute).unwrap();
-        (decoder, Tokenizer::load(Path::new(golden)).unwrap())
-    }
-
-    /// Against log-probabilities looked up one by one.
-    #[test]
-    fn windows_predict_every_token_once() {
-        let (decoder, tokenizer) = model();
-        let texts = ["The engine computes the state exactly. ".repeat(3), "x y".into(), "".into()];
-        let names = ["window", "stride"];
-        for (window, stride) in [(64, 32), (10, 3), (7, 6), (2, 1)] {
-            let found =
-                perplexity(&decoder, &tokenizer, &texts, Windows { window, stride }).unwrap();
-            let (mut nats, mut count, mut bytes) = (0.0, 0, 0);
-            for text in &texts {
-                let ids = tokenizer.encode_ordinary(text).unwrap();
-                for at in 1..ids.len() {
-                    // The earliest window that reaches the token.
-                    let start = (at + 1).saturating_sub(window).div_ceil(stride) * stride;
-                    let seen = &ids[start..at];
-                    let batch = SeqBatch::from_lengths(&[seen.len()]).unwrap();
-                    let logits = decoder.logits(seen, &batch).unwrap();
-                    let last = logits.select(0, seen.len() - 1).unwrap().to_vec::<f64>().unwrap();
-                    let total = last.iter().map(|logit| logit.exp()).sum::<f64>().ln();
-                    nats += total - last[ids[at] as usize];
-                    count += 1;
-                    bytes += tokenizer.token_bytes(ids[at]).unwrap().len();
-                }
-            }
-            assert_eq!((found.tokens, found.bytes), (count, bytes), "{names:?} {window} {stride}");
-            assert!((found.nats - nats).abs() < 1e-9 * nats, "{} {nats}", found.nats);
-        }
-        let message = |window, stride| {
-            let windows = Windows { window, stride };
-            perplexity(&decoder, &tokenizer, &texts, windows).unwrap_err().to_string()
-        };
-        assert!(message(65, 2).contains("2..=64") && message(8, 8).contains("1..=7"));
-        let short = perplexity(&decoder, &tokenizer, &["x"], Windows { window: 8, stride: 4 });
-        assert!(short.unwrap_err().to_string().contains("two tokens"));
-    }
-}
+mod tests;

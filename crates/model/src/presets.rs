@@ -1,31 +1,20 @@
 //! Named configs.
 
-use crate::config::{Config, MODEL_TYPE, MlpConfig, NormConfig, NormKind, VERSION};
+use crate::config::{Config, MlpConfig, NormConfig, NormKind};
 use danaus_matrix::mixer::{AttentionConfig, Mamba2Config};
-use danaus_matrix::structured::Format;
 
 fn attention(n_heads: usize, rope_theta: Option<f64>, bias: bool) -> AttentionConfig {
-    let (n_kv_heads, head_dim, window, softcap) = (None, None, None, None);
-    AttentionConfig { n_heads, n_kv_heads, head_dim, rope_theta, window, softcap, bias }
+    AttentionConfig { n_heads, rope_theta, bias, ..AttentionConfig::default() }
 }
 
 /// The benchmark's transformer: 4 layers, width 256, 4 heads, layer norm, biases, GELU MLP of 4x,
 /// no positions, own head.
 pub fn transformer() -> Config {
     Config {
-        model_type: MODEL_TYPE.into(),
-        version: VERSION,
-        vocab_size: 512,
-        d_model: 256,
-        layers: "AAAA".into(),
-        max_positions: 4096,
-        learned_positions: false,
         attention: Some(attention(4, None, true)),
-        mamba2: None,
         mlp: MlpConfig::Dense { d_ff: 1024, activation: "gelu_tanh".into(), bias: true },
         norm: NormConfig { kind: NormKind::Layer, eps: 1e-5, bias: true },
-        tied_head: false,
-        weights: Format::Dense,
+        ..Config::bare(512, 256, "AAAA")
     }
 }
 
@@ -44,19 +33,11 @@ pub fn mamba2() -> Config {
 /// without MLP learn most in so short a time.
 pub fn quickstart(vocab_size: usize) -> Config {
     Config {
-        model_type: MODEL_TYPE.into(),
-        version: VERSION,
-        vocab_size,
-        d_model: 128,
-        layers: "MMAM".into(),
         max_positions: 2048,
-        learned_positions: false,
         attention: Some(attention(2, Some(10_000.0), false)),
         mamba2: Some(Mamba2Config { d_state: 64, head_dim: 64, ..Mamba2Config::default() }),
-        mlp: MlpConfig::None,
-        norm: NormConfig::default(),
         tied_head: true,
-        weights: Format::Dense,
+        ..Config::bare(vocab_size, 128, "MMAM")
     }
 }
 

@@ -1,9 +1,9 @@
-//! The authors' Mamba-2 language model: logits, loss, gradients and greedy tokens in f64.
+//! The authors' Mamba-1 and Mamba-2 language models: logits, loss, gradients and greedy tokens in f64.
 
 use danaus_kernel::ops::cross_entropy::{Options, cross_entropy};
 use danaus_matrix::SeqBatch;
-use danaus_matrix::mixer::Mamba2Config;
-use danaus_model::config::{Config, MODEL_TYPE, MlpConfig, NormConfig, VERSION};
+use danaus_matrix::mixer::{Mamba1Config, Mamba2Config};
+use danaus_model::config::Config;
 use danaus_model::decoder::{Compute, Decoder};
 use danaus_model::generate::{Request, Sampling, generate};
 use danaus_tensor::{DType, Device, ParamBuilder, Tensor};
@@ -11,26 +11,20 @@ use danaus_testkit::{Golden, assert_close, golden};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-fn config() -> Config {
+const CASES: [&str; 2] = ["lm_mamba1", "lm_mamba2"];
+
+fn config(case: &str) -> Config {
     Config {
-        model_type: MODEL_TYPE.into(),
-        version: VERSION,
-        vocab_size: 32,
-        d_model: 16,
-        layers: "MM".into(),
         max_positions: 64,
-        learned_positions: false,
-        attention: None,
         mamba2: Some(Mamba2Config {
             d_state: 8,
             head_dim: 8,
             chunk_size: 8,
             ..Mamba2Config::default()
         }),
-        mlp: MlpConfig::None,
-        norm: NormConfig::default(),
+        mamba1: Some(Mamba1Config { d_state: 4, ..Mamba1Config::default() }),
         tied_head: true,
-        weights: Default::default(),
+        ..Config::bare(32, 16, if case == "lm_mamba1" { "SS" } else { "MM" })
     }
 }
 
@@ -45,15 +39,15 @@ fn published(name: &str) -> String {
     }
 }
 
-fn load(case: &Golden) -> Decoder {
-    let empty =
-        Decoder::init(&config(), 0, Compute { dtype: DType::F64, recompute: false }).unwrap();
+fn load(name: &str, case: &Golden) -> Decoder {
+    let (config, compute) = (config(name), Compute { dtype: DType::F64, recompute: false });
+    let empty = Decoder::init(&config, 0, compute).unwrap();
     let named = empty.params().iter().map(|param| {
         (param.name().to_string(), case.get(&format!("param.{}", published(param.name()))).clone())
     });
     let source: BTreeMap<String, Tensor> = named.collect();
     let params = ParamBuilder::load(Arc::new(source), DType::F64, Device::Cpu);
-    Decoder::build(&params, &config(), Compute { dtype: DType::F64, recompute: false }).unwrap()
+    Decoder::build(&params, &config, compute).unwrap()
 }
 
 fn ids(case: &Golden) -> Vec<u32> {
@@ -63,8 +57,12 @@ fn ids(case: &Golden) -> Vec<u32> {
 
 #[test]
 fn golden_logits_loss_and_gradients() {
-    let case = golden("12-mamba2-ssd", "lm_mamba2");
-    let (decoder, ids) = (load(&case), ids(&case));
+    CASES.into_iter().for_each(check_training);
+}
+
+fn check_training(name: &str) {
+    let case = golden("12-mamba2-ssd", name);
+    let (decoder, ids) = (load(name, &case), ids(&case));
     let batch = SeqBatch::equal(2, 14).unwrap();
     let logits = decoder.logits(&ids, &batch).unwrap();
     assert_close("logits", &logits, &case.get("logits").flatten(0, 1).unwrap(), 1e-10);
@@ -86,8 +84,12 @@ fn golden_logits_loss_and_gradients() {
 
 #[test]
 fn golden_greedy_tokens() {
-    let case = golden("12-mamba2-ssd", "lm_mamba2");
-    let (decoder, ids) = (load(&case), ids(&case));
+    CASES.into_iter().for_each(check_greedy);
+}
+
+fn check_greedy(name: &str) {
+    let case = golden("12-mamba2-ssd", name);
+    let (decoder, ids) = (load(name, &case), ids(&case));
     let expected = case.get("greedy_from_6").to_vec::<i64>().unwrap();
     let request = Request {
         prompts: vec![ids[..6].to_vec()],

@@ -55,7 +55,8 @@ pub fn write_atomic(
     })
 }
 
-/// As [`write_atomic`], for writers that want a path: `fill` creates the temporary file itself.
+/// As [`write_atomic`], for writers that want a path. The file gets the permissions of any new file,
+/// whatever `fill` gives it.
 ///
 /// # Errors
 /// Whatever `fill`, syncing or renaming the file reports.
@@ -64,7 +65,9 @@ pub fn replace<E: From<io::Error>>(
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
     let temporary = sibling(path);
+    let permissions = File::create(&temporary)?.metadata()?.permissions();
     let written = fill(&temporary)
+        .and_then(|()| Ok(std::fs::set_permissions(&temporary, permissions)?))
         .and_then(|()| Ok(File::open(&temporary)?.sync_all()?))
         .and_then(|()| Ok(rename(&temporary, path)?));
     match written {
@@ -101,6 +104,24 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn a_replaced_file_has_the_permissions_of_a_new_one() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = std::env::temp_dir().join(format!("danaus-mode-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        let (plain, path) = (folder.join("plain"), folder.join("replaced"));
+        File::create(&plain).unwrap();
+        replace::<io::Error>(&path, |temporary| {
+            std::fs::write(temporary, "private")?;
+            std::fs::set_permissions(temporary, std::fs::Permissions::from_mode(0o600))
+        })
+        .unwrap();
+        assert_eq!(mode(&path), mode(&plain));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn failed_write_keeps_the_old_file() {

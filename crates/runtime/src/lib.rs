@@ -8,9 +8,11 @@
 //! * [`simd`]: one small vector trait with AVX-512, AVX2 and portable implementations, chosen once
 //!   per process.
 //! * [`memory`]: how much memory is there, so that a run can be refused before it fails.
+//! * [`cuda`]: NVIDIA GPUs, loaded when first asked for.
 //! * [`philox`]: random numbers as a pure function of (seed, stream, element).
 //! * [`fs`]: atomic replacement of files, memory maps.
 
+pub mod cuda;
 pub mod fs;
 pub mod memory;
 pub mod philox;

@@ -1,10 +1,12 @@
 //! How much memory the machine has, and how much this process uses.
 
-/// Bytes that can be allocated without swapping, as far as the system tells.
+/// Bytes that can be allocated without swapping, as far as the system tells: what the machine, the
+/// control group and the process's limit on its address space leave.
 ///
 /// `None` where the system does not say (then nothing is refused for lack of memory).
 pub fn available_bytes() -> Option<u64> {
     let machine = proc_field("/proc/meminfo", "MemAvailable:")?;
+    let machine = address_space_left().map_or(machine, |left| machine.min(left));
     // A control group may allow less than the machine has.
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
         .ok()
@@ -16,6 +18,35 @@ pub fn available_bytes() -> Option<u64> {
         (Some(limit), Some(used)) => machine.min(limit.saturating_sub(used)),
         _ => machine,
     })
+}
+
+/// What `ulimit -v` leaves; `None` where there is no limit.
+fn address_space_left() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        // SAFETY: all-zero bytes are a valid `rlimit` record.
+        let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+        // SAFETY: `limit` outlives the call.
+        let code = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+        if code != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
+            return None;
+        }
+        let used = proc_field("/proc/self/status", "VmSize:")?;
+        // The field's width differs between systems.
+        #[allow(clippy::unnecessary_cast)]
+        Some((limit.rlim_cur as u64).saturating_sub(used))
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// A number of bytes in words.
+pub fn in_words(bytes: u64) -> String {
+    let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} bytes"),
+    }
 }
 
 /// The largest resident size of this process so far, in bytes.

@@ -61,8 +61,13 @@ fn layout_of(class: usize) -> Layout {
     Layout::from_size_align(class, align).unwrap_or(Layout::new::<u8>())
 }
 
+/// From this size on the system is asked whether there is room: many grant any request, and end the
+/// process when the memory is used.
+const ASK_FROM: usize = 256 << 20;
+
 fn allocate(class: usize) -> Option<NonNull<u8>> {
-    if class > isize::MAX as usize - HUGE_PAGE {
+    let fits = || crate::memory::available_bytes().is_none_or(|left| class as u64 <= left);
+    if class > isize::MAX as usize - HUGE_PAGE || (class >= ASK_FROM && !fits()) {
         return None;
     }
     // SAFETY: the size is at least one cache line, so not zero.
@@ -85,6 +90,9 @@ impl Buffer {
     ///
     /// Returns `None` when the system has no memory left, even after the cache was given back.
     pub fn uninit(bytes: usize) -> Option<Self> {
+        if bytes > isize::MAX as usize {
+            return None;
+        }
         let class = class_of(bytes);
         let reused = free_lists().get_mut(&class).and_then(Vec::pop);
         let start = match reused {
@@ -234,6 +242,9 @@ mod tests {
 
     #[test]
     fn an_absurd_request_is_refused() {
+        assert!(Buffer::uninit(usize::MAX).is_none());
         assert!(Buffer::uninit(usize::MAX / 2).is_none());
+        // More than any machine has, though an address space would hold it.
+        assert!(Buffer::uninit(1 << 46).is_none());
     }
 }

@@ -51,6 +51,28 @@ pub enum Error {
         /// Where the others are.
         expected: Device,
     },
+    /// The combination is offered on the processor, and has no GPU kernel.
+    #[error(
+        "{op}: {what} on a GPU is not supported; move the tensors with to_device(&Device::Cpu), or \
+         run with --device cpu"
+    )]
+    NotOnCuda {
+        /// Operator.
+        op: &'static str,
+        /// The combination.
+        what: String,
+    },
+    /// The elements lie on a GPU where only the processor can read them.
+    #[error("{op}: the tensor is on {device}; copy it with to_device(&Device::Cpu) first")]
+    NotOnHost {
+        /// Operator.
+        op: &'static str,
+        /// Where the tensor is.
+        device: Device,
+    },
+    /// A GPU cannot be used, or work on it failed.
+    #[error(transparent)]
+    Cuda(#[from] danaus_runtime::cuda::Error),
     /// A value is out of its range.
     #[error("{op}: {arg} is {given}, valid is {valid}")]
     Argument {
@@ -144,6 +166,16 @@ impl Error {
         Self::Unsupported { op, what: what.into(), remedy: remedy.into() }
     }
 
+    /// An operator, or a combination of its arguments, without a GPU kernel.
+    pub fn not_on_cuda(op: &'static str, what: impl std::fmt::Display) -> Self {
+        Self::NotOnCuda { op, what: what.to_string() }
+    }
+
+    /// Whether the same call works on the processor: no kernel, or host access to a GPU tensor.
+    pub fn is_not_on_cuda(&self) -> bool {
+        matches!(self, Self::NotOnCuda { .. } | Self::NotOnHost { .. })
+    }
+
     /// Lack of memory.
     pub fn out_of_memory(what: impl Into<String>, needed: u64) -> Self {
         let available = danaus_runtime::memory::available_bytes().unwrap_or(0);
@@ -167,6 +199,16 @@ impl Error {
 
     /// Whether the caller's input is at fault (exit code 2 of the binary), not the machine or we.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::OutOfMemory { .. } | Self::Internal(_) | Self::Io { .. })
+        match self {
+            Self::Cuda(error) => error.is_bad_input(),
+            Self::Io { source, .. } => names_a_wrong_path(source),
+            other => !matches!(other, Self::OutOfMemory { .. } | Self::Internal(_)),
+        }
     }
+}
+
+/// Whether the path that was given is at fault, and not the machine.
+pub fn names_a_wrong_path(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | PermissionDenied | NotADirectory | IsADirectory)
 }

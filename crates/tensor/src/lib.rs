@@ -8,6 +8,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`dtype`], [`shape`], [`layout`], [`storage`] | what a tensor is made of |
+//! | [`cuda`] | tensors on a GPU |
 //! | [`tape`] | the [`Op`] seam, recording, backward, checkpointing |
 //! | [`ops`] | elementary operators, one file a family |
 //! | [`gemm`] | the matrix product engine under `matmul` and every fused linear layer |
@@ -25,6 +26,7 @@
 //! # Ok::<(), danaus_tensor::Error>(())
 //! ```
 
+pub mod cuda;
 pub mod device;
 pub mod dtype;
 pub mod error;

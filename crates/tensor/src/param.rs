@@ -20,6 +20,8 @@ pub enum Init {
     Normal(f64),
     /// A function of a number uniform in [0, 1), e.g. for log-uniform time steps.
     Map(fn(f64) -> f64),
+    /// A function of the index along the last dimension, e.g. for the rates of a diagonal system.
+    Index(fn(usize) -> f64),
 }
 
 /// A trainable tensor with a name. Cloning shares it: tied weights are one parameter.
@@ -34,7 +36,9 @@ struct Inner {
 
 impl Param {
     fn new(name: String, decay: bool, value: Tensor) -> Self {
-        Self(Arc::new(Inner { name, decay, value: Mutex::new(value.tracked()) }))
+        // Quantised blocks are bytes: constants, which no tape should keep.
+        let value = if value.dtype().is_differentiable() { value.tracked() } else { value };
+        Self(Arc::new(Inner { name, decay, value: Mutex::new(value) }))
     }
 
     /// A parameter outside of any builder, for shards and conversions.
@@ -194,6 +198,14 @@ pub trait TensorSource: Send + Sync {
     /// When it is there but cannot be read.
     fn tensor(&self, name: &str) -> Result<Option<Tensor>>;
 
+    /// Whether there is a tensor of that name.
+    ///
+    /// # Errors
+    /// As [`TensorSource::tensor`], which the default asks; sources with an index override it.
+    fn contains(&self, name: &str) -> Result<bool> {
+        Ok(self.tensor(name)?.is_some())
+    }
+
     /// All names.
     fn names(&self) -> Vec<String>;
 }
@@ -201,6 +213,7 @@ pub trait TensorSource: Send + Sync {
 #[derive(Clone)]
 enum Source {
     Init { seed: u64 },
+    Outline,
     Load(Arc<dyn TensorSource>),
     Borrow(Arc<dyn TensorSource>),
 }
@@ -208,7 +221,7 @@ enum Source {
 impl Source {
     fn tensors(&self) -> Option<&Arc<dyn TensorSource>> {
         match self {
-            Source::Init { .. } => None,
+            Source::Init { .. } | Source::Outline => None,
             Source::Load(source) | Source::Borrow(source) => Some(source),
         }
     }
@@ -221,6 +234,7 @@ pub struct ParamBuilder {
     dtype: DType,
     device: Device,
     prefix: String,
+    as_stored: bool,
     made: Arc<Mutex<Vec<Param>>>,
 }
 
@@ -228,6 +242,11 @@ impl ParamBuilder {
     /// New parameters, random ones from `seed` and the parameter's name.
     pub fn init(seed: u64, dtype: DType, device: Device) -> Self {
         Self::with_source(Source::Init { seed }, dtype, device)
+    }
+
+    /// Parameters of zeros that take no memory: names and shapes of a model that is not built.
+    pub fn outline(dtype: DType, device: Device) -> Self {
+        Self::with_source(Source::Outline, dtype, device)
     }
 
     /// Parameters read from a source and converted to `dtype`.
@@ -242,7 +261,14 @@ impl ParamBuilder {
     }
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
-        Self { source, dtype, device, prefix: String::new(), made: Arc::default() }
+        let (prefix, made) = (String::new(), Arc::default());
+        Self { source, dtype, device, prefix, as_stored: false, made }
+    }
+
+    /// Lets weight matrices stay in the element type, and in the memory (such as a mapped file), that
+    /// the source has them in. For inference: training wants masters in one dtype.
+    pub fn as_stored(self) -> Self {
+        Self { as_stored: true, ..self }
     }
 
     /// Element type of the parameters.
@@ -266,7 +292,21 @@ impl ParamBuilder {
     /// # Errors
     /// When loading: a missing tensor or another shape.
     pub fn param(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
-        self.make(name, shape.into(), init, true)
+        self.make(name, shape.into(), init, true, false)
+    }
+
+    /// A parameter that weight decay applies to, in the element type that the source has it in: bytes
+    /// always, floats if the builder is [`Self::as_stored`]. As [`Self::param`] otherwise.
+    ///
+    /// # Errors
+    /// When loading: a missing tensor or another shape.
+    pub fn param_as_stored(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        init: Init,
+    ) -> Result<Param> {
+        self.make(name, shape.into(), init, true, true)
     }
 
     /// A parameter that weight decay leaves alone.
@@ -274,14 +314,22 @@ impl ParamBuilder {
     /// # Errors
     /// When loading: a missing tensor or another shape.
     pub fn param_no_decay(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Param> {
-        self.make(name, shape.into(), init, false)
+        self.make(name, shape.into(), init, false, false)
+    }
+
+    /// Whether parameters are made and not loaded.
+    pub fn is_new(&self) -> bool {
+        self.source.tensors().is_none()
     }
 
     /// Whether a source to load from has a tensor of that name (always true for new models).
+    ///
+    /// # Errors
+    /// When the source cannot be read.
     pub fn contains(&self, name: &str) -> Result<bool> {
         match self.source.tensors() {
             None => Ok(true),
-            Some(source) => Ok(source.tensor(&self.full_name(name))?.is_some()),
+            Some(source) => source.contains(&self.full_name(name)),
         }
     }
 
@@ -289,10 +337,20 @@ impl ParamBuilder {
         format!("{}{name}", self.prefix)
     }
 
-    fn make(&self, name: &str, shape: Shape, init: Init, decay: bool) -> Result<Param> {
+    fn make(
+        &self,
+        name: &str,
+        shape: Shape,
+        init: Init,
+        decay: bool,
+        stored: bool,
+    ) -> Result<Param> {
         let name = self.full_name(name);
         let value = match &self.source {
             Source::Init { seed } => initial(&Rng::named(*seed, &name), &shape, init)?,
+            Source::Outline => {
+                Tensor::zeros([1], self.dtype, &self.device)?.broadcast_to(shape.clone())?
+            }
             Source::Load(source) | Source::Borrow(source) => {
                 source.tensor(&name)?.ok_or_else(|| {
                     let (given, valid) = ("missing", format!("a tensor {shape} in the checkpoint"));
@@ -308,7 +366,9 @@ impl ParamBuilder {
             return Err(Error::internal(format!("parameter {name} is made twice")));
         }
         // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
-        let value = value.to_dtype(self.dtype)?;
+        let stays = stored && (self.as_stored || !value.dtype().is_float()) && !self.is_new();
+        let value = if stays { value } else { value.to_dtype(self.dtype)? };
+        let value = value.to_device(&self.device)?;
         let param = match self.source {
             Source::Borrow(_) => Param(Arc::new(Inner { name, decay, value: Mutex::new(value) })),
             _ => Param::new(name, decay, value),
@@ -344,6 +404,11 @@ fn initial(rng: &Rng, shape: &Shape, init: Init) -> Result<Tensor> {
             let mut tensor = rng.uniform(0.0, 1.0, shape)?;
             tensor.as_slice_mut::<f64>()?.iter_mut().for_each(|value| *value = map(*value));
             Ok(tensor)
+        }
+        Init::Index(map) => {
+            let last = shape.dims().last().copied().unwrap_or(1);
+            let values = (0..shape.elem_count()).map(|index| map(index % last)).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu)
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Random tensors: Philox4x32-10 keyed by (seed, stream, element), so that an element's value depends
 //! on nothing else, on any device and any number of threads.
 
+pub(crate) mod cuda;
+
 use crate::{Device, Result, Shape, Tensor};
 use danaus_runtime::philox::philox;
 use danaus_runtime::threads::{self, SharedMut};

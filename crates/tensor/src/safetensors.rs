@@ -166,6 +166,7 @@ impl Checkpoint {
         if path.is_file() {
             return Self::from_files(vec![TensorFile::open(path)?]);
         }
+        std::fs::metadata(path).map_err(|error| Error::io(path, error))?;
         let (single, index) = (path.join(SINGLE_NAME), path.join(INDEX_NAME));
         if single.is_file() {
             return Self::from_files(vec![TensorFile::open(single)?]);
@@ -228,6 +229,10 @@ impl TensorSource for Checkpoint {
         self.place.get(name).map(|&file| self.files[file].tensor(name)).transpose()
     }
 
+    fn contains(&self, name: &str) -> Result<bool> {
+        Ok(self.place.contains_key(name))
+    }
+
     fn names(&self) -> Vec<String> {
         self.place.keys().cloned().collect()
     }
@@ -236,6 +241,10 @@ impl TensorSource for Checkpoint {
 impl TensorSource for BTreeMap<String, Tensor> {
     fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         Ok(self.get(name).cloned())
+    }
+
+    fn contains(&self, name: &str) -> Result<bool> {
+        Ok(self.contains_key(name))
     }
 
     fn names(&self) -> Vec<String> {
@@ -277,7 +286,7 @@ pub fn save<'a>(
     let path = path.as_ref();
     let mut entries = Vec::new();
     for (name, tensor) in tensors {
-        let tensor = tensor.detach().contiguous()?;
+        let tensor = tensor.detach().to_device(&Device::Cpu)?.contiguous()?;
         let dtype = file_dtype(tensor.dtype()).ok_or_else(|| {
             let what = format!("tensor {name} of {} in a safetensors file", tensor.dtype());
             Error::unsupported("save", what, "save its real and imaginary parts")

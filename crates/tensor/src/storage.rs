@@ -1,6 +1,7 @@
 //! The memory behind tensors.
 
 use crate::{Device, Error, Result};
+use danaus_runtime::cuda::DeviceBuffer;
 use danaus_runtime::{fs::Mapped, pool::Buffer};
 use std::sync::Arc;
 
@@ -12,6 +13,8 @@ pub enum Storage {
     Cpu(CpuBuffer),
     /// A part of a read-only memory-mapped file.
     Mapped(MappedBytes),
+    /// Memory of a GPU.
+    Cuda(DeviceBuffer),
 }
 
 /// Pool memory.
@@ -42,7 +45,9 @@ impl Storage {
     /// # Errors
     /// [`Error::OutOfMemory`] with what was asked for.
     pub fn uninit(bytes: usize, device: &Device) -> Result<Self> {
-        let Device::Cpu = device;
+        if device.is_cuda() {
+            return Ok(Self::Cuda(DeviceBuffer::uninit(&device.gpu()?, bytes)?));
+        }
         let buffer = Buffer::uninit(bytes);
         buffer.map(|b| Self::Cpu(CpuBuffer(b))).ok_or_else(|| memory_error(bytes))
     }
@@ -52,9 +57,22 @@ impl Storage {
     /// # Errors
     /// [`Error::OutOfMemory`] with what was asked for.
     pub fn zeroed(bytes: usize, device: &Device) -> Result<Self> {
-        let Device::Cpu = device;
+        if device.is_cuda() {
+            return Ok(Self::Cuda(DeviceBuffer::zeroed(&device.gpu()?, bytes)?));
+        }
         let buffer = Buffer::zeroed(bytes);
         buffer.map(|b| Self::Cpu(CpuBuffer(b))).ok_or_else(|| memory_error(bytes))
+    }
+
+    /// Memory of the processor that `fill` writes, from zero bytes; for readers of files.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with what was asked for.
+    pub fn filled(bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<Self> {
+        let buffer = Buffer::zeroed(bytes).ok_or_else(|| memory_error(bytes))?;
+        // SAFETY: the buffer is owned, `bytes` long and initialised.
+        fill(unsafe { std::slice::from_raw_parts_mut(buffer.as_ptr(), bytes) });
+        Ok(Self::Cpu(CpuBuffer(buffer)))
     }
 
     /// A view of a mapped file; `None` if the range is outside or the start not aligned to `align`.
@@ -66,7 +84,10 @@ impl Storage {
 
     /// Where the memory is.
     pub fn device(&self) -> Device {
-        Device::Cpu
+        match self {
+            Self::Cpu(_) | Self::Mapped(_) => Device::Cpu,
+            Self::Cuda(buffer) => Device::Cuda(buffer.gpu().index()),
+        }
     }
 
     /// Size in bytes.
@@ -74,6 +95,7 @@ impl Storage {
         match self {
             Self::Cpu(buffer) => buffer.0.len(),
             Self::Mapped(bytes) => bytes.len,
+            Self::Cuda(buffer) => buffer.len(),
         }
     }
 
@@ -82,19 +104,20 @@ impl Storage {
         self.len() == 0
     }
 
-    /// Start of readable memory.
-    pub(crate) fn read_ptr(&self) -> *const u8 {
+    /// Start of readable memory; `None` on a GPU.
+    pub(crate) fn read_ptr(&self) -> Option<*const u8> {
         match self {
-            Self::Cpu(buffer) => buffer.0.as_ptr(),
-            Self::Mapped(bytes) => bytes.file[bytes.start..].as_ptr(),
+            Self::Cpu(buffer) => Some(buffer.0.as_ptr()),
+            Self::Mapped(bytes) => Some(bytes.file[bytes.start..].as_ptr()),
+            Self::Cuda(_) => None,
         }
     }
 
-    /// Start of writable memory; `None` for a mapped file.
+    /// Start of writable memory; `None` for a mapped file and on a GPU.
     pub(crate) fn write_ptr(&mut self) -> Option<*mut u8> {
         match self {
             Self::Cpu(buffer) => Some(buffer.0.as_ptr()),
-            Self::Mapped(_) => None,
+            Self::Mapped(_) | Self::Cuda(_) => None,
         }
     }
 }

@@ -110,7 +110,11 @@ impl Tensor {
     /// When there is no memory for it.
     pub fn full<T: Element>(value: T, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
         let mut tensor = Self::empty(shape, T::DTYPE, device)?;
-        tensor.as_slice_mut::<T>()?.fill(value);
+        if device.is_cuda() {
+            crate::ops::fill_cuda(&mut tensor, value)?;
+        } else {
+            tensor.as_slice_mut::<T>()?.fill(value);
+        }
         Ok(tensor)
     }
 
@@ -147,6 +151,10 @@ impl Tensor {
         if shape.checked_elem_count() != Some(elements.len()) {
             let expected = format!("{} elements", elements.len());
             return Err(Error::shape("from_slice", "shape", shape, expected));
+        }
+        if device.is_cuda() {
+            let storage = crate::cuda::upload(elements, device)?;
+            return Ok(Self::from_storage(storage, shape, T::DTYPE));
         }
         let mut tensor = Self::empty(shape, T::DTYPE, device)?;
         tensor.as_slice_mut::<T>()?.copy_from_slice(elements);
@@ -250,6 +258,17 @@ impl Tensor {
         !matches!(self.0.lineage, Lineage::None)
     }
 
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.0.storage
+    }
+
+    /// The storage, if nobody else holds it and this tensor covers all of it.
+    pub(crate) fn storage_mut(&mut self) -> Option<&mut Storage> {
+        let whole = self.bytes() == self.0.storage.len() && self.is_contiguous();
+        let inner = Arc::get_mut(&mut self.0).filter(|_| whole)?;
+        Arc::get_mut(&mut inner.storage)
+    }
+
     fn check_type<T: Element>(&self, op: &'static str) -> Result<()> {
         if self.dtype() == T::DTYPE {
             Ok(())
@@ -294,11 +313,10 @@ impl Tensor {
     pub fn as_slice_mut<T: Element>(&mut self) -> Result<&mut [T]> {
         self.check_type::<T>("as_slice_mut")?;
         let count = self.elem_count();
-        let whole = count * T::DTYPE.size() == self.0.storage.len() && self.is_contiguous();
-        let pointer = Arc::get_mut(&mut self.0)
-            .and_then(|inner| Arc::get_mut(&mut inner.storage))
-            .filter(|_| whole)
-            .and_then(Storage::write_ptr);
+        if self.device().is_cuda() {
+            return Err(Error::NotOnHost { op: "as_slice_mut", device: self.device() });
+        }
+        let pointer = self.storage_mut().and_then(Storage::write_ptr);
         let Some(pointer) = pointer else {
             return Err(Error::internal("as_slice_mut on a tensor that is shared or a view"));
         };
@@ -306,13 +324,11 @@ impl Tensor {
         Ok(unsafe { std::slice::from_raw_parts_mut(pointer.cast::<T>(), count) })
     }
 
-    /// Whether [`Self::as_slice_mut`] would succeed.
+    /// Whether the elements may be changed in place: nobody else holds them, and they are no part of
+    /// a larger tensor or a mapped file.
     pub fn is_unique(&mut self) -> bool {
-        let whole = self.bytes() == self.0.storage.len() && self.is_contiguous();
-        whole
-            && Arc::get_mut(&mut self.0)
-                .and_then(|inner| Arc::get_mut(&mut inner.storage))
-                .is_some_and(|storage| storage.write_ptr().is_some())
+        let storage = self.storage_mut();
+        storage.is_some_and(|storage| !matches!(storage, Storage::Mapped(_)))
     }
 
     /// Strided read access for kernels.
@@ -321,17 +337,24 @@ impl Tensor {
     /// When the dtype is another one.
     pub fn view<T: Element>(&self) -> Result<View<'_, T>> {
         self.check_type::<T>("view")?;
-        let start = self.0.storage.read_ptr().cast::<T>();
+        let Some(start) = self.0.storage.read_ptr() else {
+            return Err(Error::NotOnHost { op: "view", device: self.device() });
+        };
+        let start = start.cast::<T>();
         // SAFETY: the offset lies inside the storage (or is 0 for an empty one).
         let ptr = unsafe { start.add(self.0.layout.offset()) };
         Ok(View { ptr, shape: self.dims(), strides: self.strides() })
     }
 
-    /// The elements in row-major order.
+    /// The elements in row-major order; from a GPU they are copied.
     ///
     /// # Errors
     /// When the dtype is another one.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        if self.device().is_cuda() {
+            self.check_type::<T>("to_vec")?;
+            return self.to_device(&Device::Cpu)?.to_vec();
+        }
         if self.is_contiguous() {
             return Ok(self.as_slice::<T>()?.to_vec());
         }
@@ -356,7 +379,7 @@ impl Tensor {
         if self.elem_count() != 1 {
             return Err(Error::shape("to_scalar", "tensor", self.shape(), "exactly one element"));
         }
-        let one = self.detach().to_dtype(DType::F64)?;
+        let one = self.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         Ok(one.to_vec::<f64>()?[0])
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Only tests use this crate, so it panics where a library would return an error.
 
+pub mod archive;
 mod compare;
 mod golden;
 mod gradcheck;

@@ -101,11 +101,13 @@ pub enum Error {
         /// The last good checkpoint.
         last: Option<PathBuf>,
     },
-    /// A checkpoint could not be written, so training stopped.
-    #[error("step {step}: cannot write the checkpoint: {source}; {}", last_good(.last))]
+    /// Something of a run could not be written, so training stopped.
+    #[error("step {step}: cannot write {what}: {source}; {}", last_good(.last))]
     Save {
         /// Step that was to be saved.
         step: u64,
+        /// The checkpoint, or the metrics.
+        what: &'static str,
         /// Why it failed.
         source: Box<Error>,
         /// The last good checkpoint.
@@ -160,6 +162,7 @@ impl Error {
         match self {
             Self::Tensor(error) => error.is_bad_input(),
             Self::Model(error) => error.is_bad_input(),
+            Self::Io { source, .. } => danaus_tensor::error::names_a_wrong_path(source),
             Self::Config { .. }
             | Self::Text(_)
             | Self::Format { .. }

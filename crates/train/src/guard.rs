@@ -6,6 +6,8 @@ use crate::optim::Optimizer;
 use crate::task::{MemoryTerm, Task};
 use crate::{Error, Result};
 use danaus_runtime::memory;
+pub use danaus_runtime::memory::in_words as bytes;
+use danaus_tensor::{DType, ParamSet};
 use std::path::PathBuf;
 
 /// Share of the old value in the smoothed loss.
@@ -29,7 +31,7 @@ pub fn memory_terms<T: Task>(task: &T, config: &TrainConfig) -> Vec<MemoryTerm> 
 /// # Errors
 /// [`Error::Memory`] with the sum.
 pub fn check_memory(terms: &[MemoryTerm], available: Option<u64>) -> Result<()> {
-    let needed: u64 = terms.iter().map(|term| term.bytes).sum();
+    let needed = terms.iter().fold(0u64, |sum, term| sum.saturating_add(term.bytes));
     let present = terms.iter().filter(|term| term.what == "weights").map(|term| term.bytes);
     let still = needed - present.sum::<u64>();
     match available {
@@ -51,16 +53,6 @@ pub fn available_memory() -> Option<u64> {
     memory::available_bytes()
 }
 
-/// A number of bytes in words.
-pub fn bytes(count: u64) -> String {
-    let count = count as f64;
-    let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match units.iter().find(|(_, unit)| count >= *unit as f64) {
-        Some((name, unit)) => format!("{:.1} {name}", count / *unit as f64),
-        None => format!("{count} bytes"),
-    }
-}
-
 /// Refuses values that are no numbers, before they reach the weights.
 ///
 /// # Errors
@@ -75,6 +67,19 @@ pub fn check_finite(
         return Ok(());
     }
     Err(Error::NotFinite { what, value, step, last: last.clone() })
+}
+
+/// Refuses weights that are no numbers, before they are saved as the checkpoint to go on from.
+///
+/// # Errors
+/// [`Error::NotFinite`] naming the last good checkpoint.
+pub fn check_weights(params: &ParamSet, step: u64, last: &Option<PathBuf>) -> Result<()> {
+    for param in params.iter() {
+        // A finite sum in f64 means that every element is finite.
+        let sum = param.tensor().detach().to_dtype(DType::F64)?.sum_all()?.to_scalar()?;
+        check_finite("sum of a weight matrix", sum, step, last)?;
+    }
+    Ok(())
 }
 
 /// Follows the loss and stops a run whose loss stays far above its best.

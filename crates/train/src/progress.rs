@@ -29,6 +29,8 @@ pub struct Progress {
     pub loss: f64,
     /// Exponential mean of the loss.
     pub smooth_loss: f64,
+    /// The smoothed loss in bits per byte of training text, for language models.
+    pub bits_per_byte: Option<f64>,
     /// Learning rate of this update.
     pub lr: f64,
     /// Gradient norm before clipping.
@@ -68,6 +70,17 @@ pub enum Ending {
     Data,
     /// Someone asked to stop (Ctrl-C).
     Interrupted,
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Steps => "all steps done",
+            Self::Time => "time is up",
+            Self::Data => "data used up",
+            Self::Interrupted => "interrupted",
+        })
+    }
 }
 
 /// The result of a run.

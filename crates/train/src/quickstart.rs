@@ -12,6 +12,7 @@ use crate::tasks::lm::run::LmRun;
 use crate::trainer::Start;
 use crate::{Error, Result};
 use danaus_model::decoder::Compute;
+use danaus_text::corpus::NotUtf8;
 use std::path::{Path, PathBuf};
 
 /// Tokens of the vocabulary.
@@ -29,6 +30,8 @@ pub struct Options {
     pub out: PathBuf,
     /// Minutes of training.
     pub minutes: f64,
+    /// What to do with files that are not UTF-8; `None` is the source's default.
+    pub not_utf8: Option<NotUtf8>,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -45,7 +48,7 @@ impl Options {
             tokenizer: None,
             vocab_size: VOCAB_SIZE,
             compute: Compute::default(),
-            not_utf8: None,
+            not_utf8: self.not_utf8,
             start: Start::New,
             title: "Danaus quickstart".to_string(),
         }

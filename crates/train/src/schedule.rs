@@ -32,6 +32,36 @@ pub enum Shape {
     Wsd,
 }
 
+impl Shape {
+    const ALL: [Self; 4] = [Self::Constant, Self::Cosine, Self::Linear, Self::Wsd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Cosine => "cosine",
+            Self::Linear => "linear",
+            Self::Wsd => "wsd",
+        }
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Shape {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|shape| shape.name() == name)
+            .ok_or_else(|| Error::config("schedule", name, Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
 /// A schedule; see the module for the formulas.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -137,6 +167,8 @@ mod tests {
                 assert!((0.0..=1.0).contains(&factor), "{shape:?} {step} {total}: {factor}");
             }
         }
+        assert_eq!("wsd".parse::<Shape>().unwrap(), Shape::Wsd);
+        assert!("wave".parse::<Shape>().unwrap_err().to_string().contains("cosine, linear"));
         let bad = Schedule { final_factor: 1.5, ..Schedule::default() };
         assert!(bad.validate().unwrap_err().to_string().contains("schedule.final_factor is 1.5"));
     }

@@ -14,6 +14,8 @@ pub struct Loss {
     pub targets: u64,
     /// Tokens (examples) read, for throughput.
     pub tokens: u64,
+    /// Bytes of text that the targets stand for; 0 where there is no text.
+    pub bytes: u64,
 }
 
 /// Where in the run a batch is used; the key of everything random.

@@ -81,7 +81,7 @@ impl Task for Toy {
             mean = mean.affine(1000.0, 0.0)?;
         }
         let rows = x.dims()[0] as u64;
-        Ok(Loss { mean, targets: rows, tokens: rows })
+        Ok(Loss { mean, targets: rows, tokens: rows, bytes: 0 })
     }
 
     fn validate(&self) -> Result<Option<Validation>> {

@@ -39,6 +39,11 @@ pub struct Trainer<'a, T: Task> {
     last: Option<PathBuf>,
     last_step: Option<u64>,
     samples: Vec<Sample>,
+    /// Targets and the bytes of text they stand for, in this part of the run.
+    targets: u64,
+    bytes: u64,
+    /// A checkpoint is due and waits for a loss that is not far above its best.
+    save_is_due: bool,
     /// Start of this part of the run, set back by the seconds of earlier parts.
     clock: Clock,
 }
@@ -62,10 +67,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let memory = guard::memory_terms(task, &config);
         let memory_available = guard::available_memory();
         guard::check_memory(&memory, memory_available)?;
-        std::fs::create_dir_all(run).map_err(Error::io(run))?;
+        let last = check_folder(run, start)?;
         let store = Store::new(run);
-        let last = store.latest()?;
-        check_start(run, &last, start)?;
 
         let mut optimizer = Optimizer::new(config.optimizer.clone(), task.params())?;
         let counters = match &last {
@@ -93,6 +96,9 @@ impl<'a, T: Task> Trainer<'a, T> {
             last,
             last_step,
             samples,
+            targets: 0,
+            bytes: 0,
+            save_is_due: false,
             clock,
         })
     }
@@ -142,7 +148,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         if self.clock.validation.is_due(self.config.validate, step) {
             self.validate(observer)?;
         }
-        if self.clock.checkpoint.is_due(self.config.checkpoint, step) {
+        // Checkpoints are good ones: while the loss is far above its best, which may be the beginning of
+        // a divergence, a due checkpoint waits, so that none replaces the last good one.
+        self.save_is_due |= self.clock.checkpoint.is_due(self.config.checkpoint, step);
+        if self.save_is_due && self.counters.steps_above == 0 {
             self.save(observer)?;
         }
         Ok(true)
@@ -170,7 +179,9 @@ impl<'a, T: Task> Trainer<'a, T> {
             weighted_loss += value * loss.targets as f64;
             targets += loss.targets;
             tokens += loss.tokens;
+            self.bytes += loss.bytes;
         }
+        self.targets += targets;
         let all = targets.max(1) as f64;
         let grad_scale = first_targets.unwrap_or(1) as f64 / all;
         Ok(Some(Update { gradients, loss: weighted_loss / all, tokens, grad_scale }))
@@ -197,7 +208,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             let step = self.counters.step;
             guard::check_finite("held-out loss", validation.loss, step, &self.last)?;
             observer.validated(step, &validation, &self.samples);
-            self.metrics.append(&Line {
+            self.append(&Line {
                 step,
                 tokens: self.counters.tokens,
                 seconds: self.counters.seconds,
@@ -218,6 +229,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         if let (Some(folder), true) = (&self.last, self.last_step == Some(step)) {
             return Ok(folder.clone());
         }
+        guard::check_weights(self.task.params(), step, &self.last)?;
         let manifest = Manifest {
             version: VERSION,
             build: BUILD.to_string(),
@@ -229,12 +241,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         let (task, optimizer) = (&*self.task, &self.optimizer);
         let fill = |folder: &Path| checkpoint::write(folder, task, optimizer, &manifest);
         let saved = self.store.save(step, self.config.keep, fill);
-        let folder = saved.map_err(|source| {
-            let (source, last) = (Box::new(source), self.last.clone());
-            Error::Save { step, source, last }
-        })?;
+        let folder = saved.map_err(|source| self.stopped("the checkpoint", source))?;
         self.last = Some(folder.clone());
         self.last_step = Some(step);
+        self.save_is_due = false;
         self.clock.checkpoint.done(step);
         observer.saved(step, &folder);
         Ok(folder)
@@ -298,12 +308,16 @@ impl<'a, T: Task> Trainer<'a, T> {
         let by_steps = self.config.steps.map_or(0.0, |steps| step as f64 / steps as f64);
         let by_time = self.config.minutes.map_or(0.0, |minutes| seconds / (60.0 * minutes));
         let fraction = by_steps.max(by_time).min(1.0);
+        let smooth_loss = self.counters.smooth_loss.unwrap_or(loss);
+        let per_byte = self.targets as f64 / self.bytes as f64;
+        let bits = (self.bytes > 0).then(|| smooth_loss * per_byte / std::f64::consts::LN_2);
         Progress {
             step,
             total_steps: self.total_steps(),
             fraction,
             loss,
-            smooth_loss: self.counters.smooth_loss.unwrap_or(loss),
+            smooth_loss,
+            bits_per_byte: bits,
             lr,
             grad_norm,
             tokens: self.counters.tokens,
@@ -314,7 +328,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     fn log(&mut self, progress: &Progress) -> Result<()> {
-        self.metrics.append(&Line {
+        self.append(&Line {
             step: progress.step,
             loss: Some(progress.loss),
             lr: Some(progress.lr),
@@ -325,11 +339,26 @@ impl<'a, T: Task> Trainer<'a, T> {
             ..Line::default()
         })
     }
+
+    fn append(&mut self, line: &Line) -> Result<()> {
+        self.metrics.append(line).map_err(|source| self.stopped("the metrics", source))
+    }
+
+    /// A write that failed, with the place from which the run can go on.
+    fn stopped(&self, what: &'static str, source: Error) -> Error {
+        let (source, last) = (Box::new(source), self.last.clone());
+        Error::Save { step: self.counters.step, what, source, last }
+    }
 }
 
-fn check_start(run: &Path, last: &Option<PathBuf>, start: Start) -> Result<()> {
-    let given = run.display();
-    match (start, last) {
+/// Makes the folder of a run, and finds the checkpoint to go on from.
+///
+/// # Errors
+/// A folder that cannot be made, or one whose checkpoints do not go with `start`.
+pub fn check_folder(run: &Path, start: Start) -> Result<Option<PathBuf>> {
+    std::fs::create_dir_all(run).map_err(Error::io(run))?;
+    let (last, given) = (Store::new(run).latest()?, run.display());
+    match (start, &last) {
         (Start::New, Some(_)) => {
             let valid = "an empty folder, or resuming the run in it";
             Err(Error::config("output folder", format!("{given} with checkpoints"), valid))
@@ -338,7 +367,7 @@ fn check_start(run: &Path, last: &Option<PathBuf>, start: Start) -> Result<()> {
             let valid = "a folder with a complete checkpoint";
             Err(Error::config("run to resume", format!("{given} without checkpoints"), valid))
         }
-        _ => Ok(()),
+        _ => Ok(last),
     }
 }
 

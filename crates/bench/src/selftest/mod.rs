@@ -11,7 +11,7 @@ pub use cases::{Case, Group, load};
 use crate::Result;
 use danaus_tensor::registry::{Call, Registry};
 use danaus_tensor::safetensors::TensorFile;
-use danaus_tensor::{DType, Error as TensorError, Tensor};
+use danaus_tensor::{DType, Device, Error as TensorError, Tensor};
 
 use std::path::Path;
 
@@ -45,13 +45,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether the device has no kernel for it: neither passed nor failed.
+    pub fn not_on_device(&self) -> bool {
+        matches!(&self.result, Err(crate::Error::Tensor(error)) if error.is_not_on_cuda())
+    }
+
     /// Whether it ran and every comparison passed.
     pub fn passed(&self) -> bool {
         self.result.as_ref().is_ok_and(|checks| checks.iter().all(Check::passed))
     }
 }
 
-/// Runs all cases of the list under `golden` (the folder with `cases.json`), calling `report` after each.
+/// Runs all cases of the list under `golden` (the folder with `cases.json`) whose name contains `filter`
+/// on a device, calling `report` after each.
 ///
 /// # Errors
 /// When the list cannot be read. A failing case is an outcome, not an error.
@@ -59,6 +65,7 @@ pub fn run(
     registry: &Registry,
     golden: &Path,
     filter: &str,
+    device: Device,
     mut report: impl FnMut(&Outcome),
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
@@ -70,7 +77,8 @@ pub fn run(
                     continue;
                 }
                 let path = golden.join(&group.system).join(format!("{}.safetensors", case.file));
-                let result = run_case(registry, &group, case, &path, dtype, tolerance, &name);
+                let run = Run { device, dtype, tolerance, name: &name };
+                let result = run_case(registry, &group, case, &path, &run);
                 let outcome = Outcome { case: name, result };
                 report(&outcome);
                 outcomes.push(outcome);
@@ -80,15 +88,22 @@ pub fn run(
     Ok(outcomes)
 }
 
+/// How a case is run.
+struct Run<'a> {
+    device: Device,
+    dtype: DType,
+    tolerance: f64,
+    name: &'a str,
+}
+
 fn run_case(
     registry: &Registry,
     group: &Group,
     case: &Case,
     path: &Path,
-    dtype: DType,
-    tolerance: f64,
-    name: &str,
+    run: &Run,
 ) -> Result<Vec<Check>> {
+    let Run { device, dtype, tolerance, name } = *run;
     let file = TensorFile::open(path)?;
     let call = Call {
         op: group.op.clone(),
@@ -96,6 +111,7 @@ fn run_case(
         attributes: case.attributes(group, &file)?,
         dtype: Some(dtype),
         grad: !case.gradients(group).is_empty(),
+        device,
     };
     let results = registry.run(&call)?;
     let expected = case.expected(group);
@@ -118,7 +134,8 @@ fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
     if found.elem_count() != expected.elem_count() {
         return Ok(f64::INFINITY);
     }
-    let values = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.to_vec::<f64>();
+    let host = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64);
+    let values = |tensor: &Tensor| host(tensor)?.to_vec::<f64>();
     let (found, expected) = (values(found)?, values(expected)?);
     let finite = expected.iter().filter(|value| value.is_finite());
     let scale = finite.fold(1.0f64, |scale, value| scale.max(value.abs()));
@@ -133,8 +150,26 @@ fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
     Ok(found.iter().zip(&expected).map(one).fold(0.0, f64::max))
 }
 
-/// Counts of passed and failed outcomes.
-pub fn tally(outcomes: &[Outcome]) -> (usize, usize) {
-    let passed = outcomes.iter().filter(|outcome| outcome.passed()).count();
-    (passed, outcomes.len() - passed)
+/// Counts of outcomes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Ran, and every comparison passed.
+    pub passed: usize,
+    /// Ran and differed, or broke.
+    pub failed: usize,
+    /// Not run: the device has no kernel.
+    pub not_on_device: usize,
+}
+
+/// Counts outcomes.
+pub fn tally(outcomes: &[Outcome]) -> Tally {
+    let mut tally = Tally::default();
+    for outcome in outcomes {
+        match outcome {
+            outcome if outcome.passed() => tally.passed += 1,
+            outcome if outcome.not_on_device() => tally.not_on_device += 1,
+            _ => tally.failed += 1,
+        }
+    }
+    tally
 }

@@ -6,8 +6,10 @@
 mod attention;
 mod elementwise;
 pub mod generate;
+mod linear;
 mod matmul;
 mod model;
+mod scan;
 mod ssd;
 
 use crate::measure::{Budget, Times, Variant, interleave, timed};
@@ -49,8 +51,10 @@ pub struct Suite {
 pub const SUITES: &[Suite] = &[
     Suite { name: "attention", summary: "attention, forward", cases: attention::cases },
     Suite { name: "elementwise", summary: "add, exp, softmax", cases: elementwise::cases },
+    Suite { name: "linear", summary: "decoding: weights as stored", cases: linear::cases },
     Suite { name: "matmul", summary: "matrix products of 1024^3", cases: matmul::cases },
     Suite { name: "model", summary: "training steps of small models", cases: model::cases },
+    Suite { name: "scan", summary: "selective scan of Mamba-1", cases: scan::cases },
     Suite { name: "ssd", summary: "state space duality, forward", cases: ssd::cases },
 ];
 

@@ -1,11 +1,13 @@
 //! `danaus bench`.
 
+use crate::failure::BadInput;
 use clap::Args;
+use danaus::bench::gpu;
 use danaus::bench::roofline::Roofline;
 use danaus::bench::suites::generate::{self, GenerateCase, GenerateRow};
 use danaus::bench::suites::{self, Request, Row, SUITES};
 use danaus::runtime::{simd, threads};
-use danaus::tensor::DType;
+use danaus::tensor::{DType, Device};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,9 +41,15 @@ pub struct BenchArgs {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+    /// Where to measure; on a GPU the suites are copy, gemm and elementwise
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    if args.device.is_cuda() {
+        return run_gpu(args);
+    }
     let chosen = match args.suite.as_str() {
         "all" => SUITES.to_vec(),
         "generate" => Vec::new(),
@@ -69,6 +77,46 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         suites::run(suite, &request, roofline, print)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_gpu(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    if args.peers {
+        let text = "--peers runs on the processor only; benches/peers holds the scripts for a GPU";
+        return Err(BadInput(text.to_string()).into());
+    }
+    let gpu = args.device.open()?.gpu()?;
+    if !args.json {
+        println!("{}: {}, {}", args.device, gpu.name(), gpu.arch());
+    }
+    gpu::run(&args.device, &args.suite, |row| {
+        let print = if args.json { print_gpu_json } else { print_gpu };
+        if row.what.contains(&args.filter) {
+            print(row);
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_gpu(row: &gpu::Row) {
+    print!("{:<48} {:9.4} ms", row.what, row.median_ms);
+    if row.flops > 0.0 {
+        print!("  {:7.1} TFLOP/s", row.tflops());
+    }
+    if row.bytes > 0.0 {
+        print!("  {:7.1} GB/s", row.gbytes());
+    }
+    if let Some(share) = row.of_ceiling {
+        print!("  {:3.0} % of copy", 100.0 * share);
+    }
+    println!();
+}
+
+fn print_gpu_json(row: &gpu::Row) {
+    let object = json!({
+        "what": row.what, "median_ms": row.median_ms, "tflops": row.tflops(),
+        "gbytes_per_s": row.gbytes(), "of_copy": row.of_ceiling,
+    });
+    println!("{object}");
 }
 
 fn milliseconds(time: std::time::Duration) -> f64 {

@@ -1,5 +1,7 @@
 //! `danaus eval ppl` and `danaus eval logits`.
 
+use super::tokenizer::NotUtf8Option;
+use crate::failure::BadInput;
 use clap::{Args, Subcommand};
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
@@ -41,6 +43,9 @@ pub struct PplArgs {
     /// How far a window moves; each token is predicted once (default: half a window)
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
+    /// Files that are not UTF-8: refuse (with the offset), skip, or bytes
+    #[arg(long, default_value = "refuse")]
+    not_utf8: NotUtf8Option,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -60,7 +65,7 @@ pub struct LogitsArgs {
     /// Also write hidden_00, hidden_01, ... after the embedding and each block
     #[arg(long)]
     hidden: bool,
-    /// f32 or f64
+    /// Arithmetic: f32, f64 or bf16
     #[arg(long, default_value = "f32")]
     dtype: DType,
 }
@@ -72,7 +77,8 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
             let most = model.decoder.config().max_positions;
             let window = args.window.unwrap_or(most.min(512));
             let windows = Windows { window, stride: args.stride.unwrap_or(window / 2) };
-            let options = GatherOptions::new(Source::Path(args.text.clone()));
+            let mut options = GatherOptions::new(Source::Path(args.text.clone()));
+            options.not_utf8 = args.not_utf8.into();
             let documents = Corpus::gather(&options)?.documents;
             let texts: Vec<&[u8]> = documents.iter().map(|document| &document.bytes[..]).collect();
             let found = eval::perplexity(&model.decoder, model.tokenizer()?, &texts, windows)?;
@@ -94,6 +100,10 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
             }
         }
         EvalCommand::Logits(args) => {
+            if !matches!(args.dtype, DType::F32 | DType::F64 | DType::BF16) {
+                let line = format!("--dtype is {}, valid is f32, f64, bf16", args.dtype);
+                return Err(BadInput(line).into());
+            }
             let compute = Compute { dtype: args.dtype, recompute: false };
             let model = Model::load(&args.model, compute)?;
             let file = TensorFile::open(&args.input_ids)?;

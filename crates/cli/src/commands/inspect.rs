@@ -1,60 +1,98 @@
 //! `danaus inspect`.
 
 use clap::Args;
-use danaus::model::Config;
-use danaus::tensor::safetensors::{Checkpoint, TensorFile};
+use danaus::model::inspect::{ModelReport, Report, inspect};
 use danaus::train::guard::bytes;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Args)]
-#[command(after_help = "Example: danaus inspect runs/quickstart/model")]
+#[command(after_help = "\
+Exit code 1 if problems are found.
+
+Examples:
+  danaus inspect runs/quickstart/model
+  danaus inspect llama.q8_0.gguf --json | jq .problems")]
 pub struct InspectArgs {
-    /// Model folder or safetensors file
+    /// Model folder, or safetensors, GGUF or PyTorch file
     path: PathBuf,
+    /// Print everything as JSON
+    #[arg(long)]
+    json: bool,
+    /// Do not read weights to look for NaN and infinities
+    #[arg(long)]
+    no_scan: bool,
 }
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
-    let config = args.path.join("config.json");
-    if config.is_file() {
-        let config = Config::load(&config)?;
-        println!(
-            "danaus decoder: {} blocks ({}), width {}, {} tokens, up to {} positions",
-            config.layers.len(),
-            config.layers,
-            config.d_model,
-            config.vocab_size,
-            config.max_positions
-        );
-        println!("parameters: {}", config.elem_count()?);
-        let terms = config.training_bytes(4096)?;
-        let text: Vec<String> =
-            terms.iter().map(|(what, size)| format!("{what} {}", bytes(*size))).collect();
-        let total = terms.iter().map(|(_, size)| size).sum();
-        println!("training with 4096 tokens a batch: {} = {}", text.join(" + "), bytes(total));
+    let report = inspect(&args.path, !args.no_scan)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
     }
-    let checkpoint = Checkpoint::open(&args.path)?;
-    let (mut count, mut total) = (0, 0);
-    for file in checkpoint.files() {
-        let (tensors, size) = table(file)?;
-        count += tensors;
-        total += size;
-    }
-    println!("{count} tensors, {}", bytes(total));
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(u8::from(!report.problems.is_empty())))
 }
 
-/// One line a tensor: name, dtype, shape, bytes.
-fn table(file: &TensorFile) -> anyhow::Result<(usize, u64)> {
-    let names = file.names();
-    let width = names.iter().map(String::len).max().unwrap_or(0);
-    let mut total = 0;
-    for name in &names {
-        let tensor = file.tensor(name)?;
-        let size = tensor.bytes() as u64;
-        total += size;
-        let (dtype, shape) = (tensor.dtype().name(), tensor.shape().to_string());
-        println!("  {name:<width$}  {dtype:<5} {shape:<20} {}", bytes(size));
+fn print(report: &Report) {
+    println!("{}: {}", report.path.display(), report.kind.label());
+    if let Some(model) = &report.model {
+        print_model(model);
     }
-    Ok((names.len(), total))
+    if let Some(tokenizer) = &report.tokenizer {
+        let template = if tokenizer.chat_template { ", chat template" } else { "" };
+        println!(
+            "tokenizer: {} tokens, bos {:?}, eos {:?}{template}, sha256 {}",
+            tokenizer.vocab_size, tokenizer.bos, tokenizer.eos, tokenizer.digest
+        );
+    }
+    if report.model.is_some() && report.tokenizer.is_none() {
+        println!("no tokenizer");
+    }
+    for (key, value) in &report.metadata {
+        println!("  {key}: {value}");
+    }
+    let width = report.tensors.iter().map(|row| row.name.len()).max().unwrap_or(0);
+    for row in &report.tensors {
+        let shape = format!("{:?}", row.shape);
+        println!("  {:<width$}  {:<6} {shape:<20} {}", row.name, row.dtype, bytes(row.bytes));
+    }
+    println!(
+        "{} tensors, {} elements, {}",
+        report.tensors.len(),
+        report.elements,
+        bytes(report.bytes)
+    );
+    match report.problems.len() {
+        0 => println!("no problems found"),
+        count => println!("{count} problems:"),
+    }
+    for problem in &report.problems {
+        println!("  {problem}");
+    }
+}
+
+fn print_model(model: &ModelReport) {
+    println!(
+        "model: {} ({}), {} blocks ({}), width {}, {} tokens, up to {} positions",
+        model.architecture,
+        model.family,
+        model.layers.len(),
+        model.layers,
+        model.d_model,
+        model.vocab_size,
+        model.max_positions
+    );
+    let memory = &model.memory;
+    println!("parameters: {}", model.parameters);
+    println!("to load: {} as stored, {} in f32", bytes(memory.load_stored), bytes(memory.load_f32));
+    let window = match memory.state_per_token_in_window {
+        0 => String::new(),
+        size => format!(", {} a token in the window", bytes(size)),
+    };
+    println!(
+        "states: {} a token{window}, {} a sequence",
+        bytes(memory.state_per_token),
+        bytes(memory.state_per_sequence)
+    );
 }

@@ -2,9 +2,12 @@
 
 mod bench;
 mod chat;
+mod convert;
+mod devices;
 mod eval;
 mod generate;
 mod inspect;
+mod kernels;
 mod op;
 mod quickstart;
 mod sampling;
@@ -28,18 +31,25 @@ pub enum Command {
     /// Talk to a model
     Chat(chat::ChatArgs),
     /// Measure a model: bits per byte, or logits into a file
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: danaus eval ppl --model M --text src/lib.rs")]
     Eval(eval::EvalCommand),
     /// Train a tokenizer, or look through its eyes
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: danaus tokenizer train --data src --out t.json")]
     Tokenizer(tokenizer::TokenizerCommand),
-    /// Say what a model folder or tensor file holds
+    /// Convert a model to another format, quantised or not
+    Convert(convert::ConvertArgs),
+    /// Say what a model folder, GGUF, PyTorch or tensor file holds, and what is wrong with it
     Inspect(inspect::InspectArgs),
     /// List operators, or run one on tensors from a file
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: danaus op list attention")]
     Op(op::OpCommand),
     /// Measure speed against the roofline and named peers
     Bench(bench::BenchArgs),
+    /// Compile GPU kernels ahead of time
+    #[command(subcommand)]
+    Kernels(kernels::KernelsCommand),
+    /// Show what computes here: processor, GPUs, compiler
+    Devices,
     /// Run the golden cases
     Selftest(selftest::SelftestArgs),
     /// Show the implemented systems and how far each has come
@@ -55,9 +65,12 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::run(&args),
         Command::Eval(command) => eval::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command),
+        Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
         Command::Bench(args) => bench::run(&args),
+        Command::Kernels(command) => kernels::run(&command),
+        Command::Devices => devices::run(),
         Command::Selftest(args) => selftest::run(&args),
         Command::Systems(args) => systems::run(&args),
     }

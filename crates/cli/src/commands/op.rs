@@ -70,7 +70,6 @@ pub fn run(command: &OpCommand) -> anyhow::Result<ExitCode> {
             }
         }
         OpCommand::Run(args) => {
-            let Device::Cpu = args.device;
             let request = FileCall {
                 op: args.name.clone(),
                 input: args.input.clone(),
@@ -79,6 +78,7 @@ pub fn run(command: &OpCommand) -> anyhow::Result<ExitCode> {
                 map: args.map.clone(),
                 dtype: args.dtype,
                 grad: args.grad,
+                device: args.device,
             };
             let written = op_files::run(&registry, &request)?;
             writeln!(out, "{}: {}", args.output.display(), written.join(", "))?;

@@ -1,5 +1,6 @@
 //! `danaus quickstart`.
 
+use super::tokenizer::NotUtf8Option;
 use crate::progress::Live;
 use clap::Args;
 use danaus::train::quickstart::{Options, fresh_folder};
@@ -21,16 +22,26 @@ pub struct QuickstartArgs {
     /// Minutes of training
     #[arg(long, default_value_t = 1.6, value_name = "M")]
     minutes: f64,
+    /// Files that are not UTF-8: refuse (with the offset), skip, or bytes (default: refuse, but skip in
+    /// cargo's registry)
+    #[arg(long)]
+    not_utf8: Option<NotUtf8Option>,
     /// Seed of everything random
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
 }
 
-/// A flag that Ctrl-C sets, so that a run ends with a checkpoint.
+/// A flag that Ctrl-C sets, so that a run ends with a checkpoint. A second Ctrl-C ends at once.
 pub fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            // What a shell reports for a process that Ctrl-C ended.
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+    })?;
     Ok(stop)
 }
 
@@ -39,6 +50,7 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<ExitCode> {
         data: args.data.clone(),
         out: fresh_folder(&args.out)?,
         minutes: args.minutes,
+        not_utf8: args.not_utf8.map(Into::into),
         seed: args.seed,
     };
     let stop = stop_on_interrupt()?;

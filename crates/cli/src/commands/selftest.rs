@@ -1,7 +1,7 @@
 //! `danaus selftest`.
 
 use clap::Args;
-use danaus::bench::selftest::{self, Outcome};
+use danaus::bench::selftest::{self, Outcome, Tally};
 use danaus::tensor::Device;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,17 +24,24 @@ pub struct SelftestArgs {
 }
 
 pub fn run(args: &SelftestArgs) -> anyhow::Result<ExitCode> {
-    let Device::Cpu = args.device;
+    let device = args.device.open()?;
     let registry = danaus::registry()?;
-    let outcomes = selftest::run(&registry, &args.golden, &args.filter, |outcome| {
+    let outcomes = selftest::run(&registry, &args.golden, &args.filter, device, |outcome| {
         print(outcome, args.all);
     })?;
-    let (passed, failed) = selftest::tally(&outcomes);
-    println!("selftest: {passed} passed, {failed} failed");
+    let Tally { passed, failed, not_on_device } = selftest::tally(&outcomes);
+    print!("selftest on {device}: {passed} passed, {failed} failed");
+    match not_on_device {
+        0 => println!(),
+        count => println!(", {count} not on cuda (the operator has no GPU kernel yet)"),
+    }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(outcome: &Outcome, all: bool) {
+    if outcome.not_on_device() {
+        return println!("none {}: not on cuda", outcome.case);
+    }
     let verdict = if outcome.passed() { "ok  " } else { "FAIL" };
     match &outcome.result {
         Err(error) => println!("{verdict} {}: {error}", outcome.case),

@@ -90,13 +90,13 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Number of tokens, sentinels included
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_name = "N")]
     vocab_size: usize,
     /// Files that are not UTF-8: refuse (with the offset), skip, or bytes (keep them as they are)
     #[arg(long, default_value = "refuse")]
     not_utf8: NotUtf8Option,
     /// Seed of the sample that merges are learned from
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
 }
 

@@ -8,10 +8,26 @@ pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod norm;
+pub mod quantized;
 pub mod rms_norm_gated;
 pub mod rotary;
+pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
+
+/// Kernels of every folder that `danaus kernels build` compiles.
+pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
+    let families = [
+        conv1d::cuda::variants(),
+        cross_entropy::cuda::variants(),
+        dropout::cuda::variants(),
+        norm::cuda::variants(),
+        rms_norm_gated::cuda::variants(),
+        rotary::cuda::variants(),
+        softmax::cuda::variants(),
+    ];
+    families.into_iter().flatten().collect()
+}
 
 /// The operators of every folder, for the registry.
 pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
@@ -24,8 +40,10 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     embedding::SPECS,
     linear::SPECS,
     norm::SPECS,
+    quantized::SPECS,
     rms_norm_gated::SPECS,
     rotary::SPECS,
+    selective_scan::SPECS,
     softmax::SPECS,
     ssd::SPECS,
 ];

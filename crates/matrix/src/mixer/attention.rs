@@ -1,52 +1,81 @@
 //! Softmax attention with its projections.
 //!
-//! `q, k, v = x W_qkv^T (+ b)`, rotary embedding where configured, attention per head, `y = o W_o^T`.
-//! Parameters: `qkv` `[(n_heads + 2 n_kv_heads) head_dim, d_model]` and `out` `[d_model, n_heads
-//! head_dim]`, each a structured matrix, with optional biases `qkv.bias`, `out.bias`.
+//! `q, k, v = x W_qkv^T (+ b)`, RMS norm of each query and key head where configured (Henry et al.
+//! 2020), rotary embedding where configured, attention per head, `y = o W_o^T (+ b)`.
+//! Parameters: `qkv` `[(n_heads + 2 n_kv_heads) head_dim, d_model]` (or `q`, `k`, `v` where a checkpoint
+//! has them apart) and `out` `[d_model, n_heads head_dim]`, each a structured matrix, with optional biases `qkv.bias`, `out.bias` and optional norms
+//! `q_norm.weight`, `k_norm.weight` `[head_dim]`.
 
+use super::rope::{Rope, RopeScaling};
 use super::{SequenceMixer, check_states, foreign_state};
 use crate::state::KvState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
 use danaus_kernel::ops::attention::{AttentionOptions, CacheOptions, NewKeys, attention_varlen};
 use danaus_kernel::ops::linear::Extras;
-use danaus_kernel::ops::rotary::{Positions, rotary, tables};
+use danaus_kernel::ops::norm::{Affine, rms_norm};
+use danaus_kernel::ops::rotary::Positions;
 use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Shape and options of attention.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionConfig {
     /// Query heads.
     pub n_heads: usize,
     /// Key and value heads; default `n_heads`, must divide it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_heads: Option<usize>,
     /// Width of a head; default `d_model / n_heads`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// Base of the rotary angles; absent means no rotary embedding.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
-    /// Keys visible to the left of a query; absent means all.
+    /// Stretching of the rotary angles; absent means none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Leading entries of a head that are rotated; default all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary_dim: Option<usize>,
+    /// Whether neighbours are rotated together (GPT-J) and not the halves of a head (GPT-NeoX, Llama).
     #[serde(default)]
+    pub rope_interleaved: bool,
+    /// Keys visible to the left of a query; absent means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
     /// Cap of the scores; absent means none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub softcap: Option<f64>,
+    /// Factor of the dot products; default `head_dim^-1/2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub softmax_scale: Option<f64>,
     /// Whether the projections have biases.
     #[serde(default)]
     pub bias: bool,
+    /// Whether the output projection has a bias; default as `bias`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_bias: Option<bool>,
+    /// `eps` of an RMS norm of each query and key head; absent means no such norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_norm_eps: Option<f64>,
 }
 
 impl AttentionConfig {
-    fn kv_heads(&self) -> usize {
+    /// Key and value heads.
+    pub fn kv_heads(&self) -> usize {
         self.n_kv_heads.unwrap_or(self.n_heads)
     }
 
-    fn dim(&self, d_model: usize) -> usize {
+    /// Width of a head in a model of this width.
+    pub fn dim(&self, d_model: usize) -> usize {
         self.head_dim.unwrap_or(d_model / self.n_heads.max(1))
+    }
+
+    fn has_out_bias(&self) -> bool {
+        self.out_bias.unwrap_or(self.bias)
     }
 
     /// Refuses shapes that do not fit `d_model`.
@@ -55,27 +84,68 @@ impl AttentionConfig {
     /// Naming the field.
     pub fn check(&self, d_model: usize) -> Result<()> {
         let (heads, kv, dim) = (self.n_heads, self.kv_heads(), self.dim(d_model));
-        if heads == 0 || (self.head_dim.is_none() && !d_model.is_multiple_of(heads)) {
+        let refuse = |field: &str, given: &dyn std::fmt::Display, valid: &str| {
+            Err(Error::argument("config", format!("attention.{field}"), given, valid))
+        };
+        if heads == 0 || heads > 1 << 14 || (self.head_dim.is_none() && d_model % heads != 0) {
             let valid = format!("a divisor of d_model = {d_model}, or give head_dim");
-            return Err(Error::argument("config", "attention.n_heads", heads, valid));
+            return refuse("n_heads", &heads, &valid);
         }
         if kv == 0 || !heads.is_multiple_of(kv) {
-            let valid = format!("a divisor of n_heads = {heads}");
-            return Err(Error::argument("config", "attention.n_kv_heads", kv, valid));
+            return refuse("n_kv_heads", &kv, &format!("a divisor of n_heads = {heads}"));
         }
-        if dim == 0 || (self.rope_theta.is_some() && dim % 2 == 1) {
-            let valid = "positive, and even with rope_theta";
-            return Err(Error::argument("config", "attention.head_dim", dim, valid));
+        if dim == 0 || dim > 1 << 12 {
+            return refuse("head_dim", &dim, "1..=4096");
+        }
+        self.check_rope(dim)?;
+        let positive = |value: Option<f64>| value.is_none_or(|v| v.is_finite() && v > 0.0);
+        for (field, value) in [
+            ("softcap", self.softcap),
+            ("softmax_scale", self.softmax_scale),
+            ("qk_norm_eps", self.qk_norm_eps),
+        ] {
+            if !positive(value) {
+                return refuse(field, &value.unwrap_or_default(), "above 0");
+            }
         }
         Ok(())
+    }
+
+    fn check_rope(&self, dim: usize) -> Result<()> {
+        let refuse = |field: &str, given: &dyn std::fmt::Display, valid: &str| {
+            Err(Error::argument("config", format!("attention.{field}"), given, valid))
+        };
+        let Some(theta) = self.rope_theta else {
+            let set = self.rope_scaling.is_some() || self.rotary_dim.is_some();
+            return match set || self.rope_interleaved {
+                true => refuse("rope_theta", &"missing", "a base, with the other rope settings"),
+                false => Ok(()),
+            };
+        };
+        if !(theta.is_finite() && theta > 0.0) {
+            return refuse("rope_theta", &theta, "above 0, usually 10000");
+        }
+        match self.rotary_dim {
+            None if dim % 2 == 1 => refuse("head_dim", &dim, "even with rope_theta"),
+            Some(rotated) if rotated == 0 || rotated > dim || rotated % 2 == 1 => {
+                refuse("rotary_dim", &rotated, &format!("even and at most head_dim = {dim}"))
+            }
+            rotated => match &self.rope_scaling {
+                Some(scaling) => scaling.check(rotated.unwrap_or(dim) / 2),
+                None => Ok(()),
+            },
+        }
     }
 
     /// Number of parameter elements.
     pub fn elem_count(&self, d_model: usize, format: Format) -> usize {
         let dim = self.dim(d_model);
         let (q, qkv) = (self.n_heads * dim, (self.n_heads + 2 * self.kv_heads()) * dim);
-        let bias = if self.bias { qkv + d_model } else { 0 };
-        format.elem_count(qkv, d_model) + format.elem_count(d_model, q) + bias
+        let qkv_bias = if self.bias { qkv } else { 0 };
+        let out_bias = if self.has_out_bias() { d_model } else { 0 };
+        let norms = if self.qk_norm_eps.is_some() { 2 * dim } else { 0 };
+        let matrices = format.elem_count(qkv, d_model) + format.elem_count(d_model, q);
+        matrices + qkv_bias + out_bias + norms
     }
 }
 
@@ -85,9 +155,11 @@ pub struct Attention {
     head_dim: usize,
     qkv: Box<dyn StructuredMatrix>,
     out: Box<dyn StructuredMatrix>,
-    biases: Option<(Param, Param)>,
-    /// Rotary cosines and sines for `max_positions`.
-    tables: Option<(Tensor, Tensor)>,
+    qkv_bias: Option<Param>,
+    out_bias: Option<Param>,
+    /// Weights of the norms of queries and keys.
+    norms: Option<(Param, Param)>,
+    rope: Option<Arc<Rope>>,
     max_positions: usize,
 }
 
@@ -106,23 +178,37 @@ impl Attention {
         config.check(d_model)?;
         let head_dim = config.dim(d_model);
         let (q, kv) = (config.n_heads * head_dim, config.kv_heads() * head_dim);
-        let zeros = |name: &str, size: usize| {
-            params.pp(name).param_no_decay("bias", [size], Init::Constant(0.0))
+        let vector = |wanted: bool, name: &str, param: &str, size: usize, value: f64| {
+            let make = || params.pp(name).param_no_decay(param, [size], Init::Constant(value));
+            wanted.then(make).transpose()
         };
-        let biases = match config.bias {
-            true => Some((zeros("qkv", q + 2 * kv)?, zeros("out", d_model)?)),
-            false => None,
-        };
-        let rotary_tables = |theta| tables(max_positions, head_dim, theta);
+        let normed = config.qk_norm_eps.is_some();
+        let q_norm = vector(normed, "q_norm", "weight", head_dim, 1.0)?;
+        let k_norm = vector(normed, "k_norm", "weight", head_dim, 1.0)?;
         Ok(Self {
-            qkv: format.build(&params.pp("qkv"), [q + 2 * kv, d_model], 1.0)?,
+            qkv: format.build_stacked(
+                params,
+                "qkv",
+                &[("q", q), ("k", kv), ("v", kv)],
+                d_model,
+                1.0,
+            )?,
             out: format.build(&params.pp("out"), [d_model, q], 1.0)?,
-            tables: config.rope_theta.map(rotary_tables).transpose()?,
+            qkv_bias: vector(config.bias, "qkv", "bias", q + 2 * kv, 0.0)?,
+            out_bias: vector(config.has_out_bias(), "out", "bias", d_model, 0.0)?,
+            norms: q_norm.zip(k_norm),
+            rope: Rope::new(config, d_model, max_positions).map(Arc::new),
             config: config.clone(),
             head_dim,
-            biases,
             max_positions,
         })
+    }
+
+    /// Turns heads by another layer's tables, so that a model has them once.
+    pub fn share_rope(&mut self, rope: &Arc<Rope>) {
+        if let Some(own) = &mut self.rope {
+            *own = rope.clone();
+        }
     }
 
     fn extras<'a>(bias: Option<&'a Tensor>, residual: Option<&'a Tensor>) -> Extras<'a> {
@@ -131,7 +217,7 @@ impl Attention {
 
     /// Queries, keys and values, `[tokens, heads, head_dim]` each, before rotation.
     fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
-        let bias = self.biases.as_ref().map(|(qkv, _)| qkv.tensor());
+        let bias = self.qkv_bias.as_ref().map(Param::tensor);
         let joined = self.qkv.apply(x, Self::extras(bias.as_ref(), None))?;
         let (heads, kv) = (self.config.n_heads, self.config.kv_heads());
         let sizes = [heads, kv, kv].map(|count| count * self.head_dim);
@@ -140,18 +226,26 @@ impl Attention {
             return Err(Error::internal("three parts were asked for"));
         };
         let shaped = |part: &Tensor, count| part.reshape([x.dims()[0], count, self.head_dim]);
-        Ok([shaped(q, heads)?, shaped(k, kv)?, shaped(v, kv)?])
+        let (mut q, mut k) = (shaped(q, heads)?, shaped(k, kv)?);
+        if let (Some((of_q, of_k)), Some(eps)) = (&self.norms, self.config.qk_norm_eps) {
+            let norm = |x: &Tensor, weight: &Param| {
+                rms_norm(x, Affine { weight: Some(&weight.tensor()), bias: None }, eps)
+            };
+            (q, k) = (norm(&q, of_q)?, norm(&k, of_k)?);
+        }
+        Ok([q, k, shaped(v, kv)?])
     }
 
-    fn rotate(&self, x: Tensor, positions: Positions) -> Result<Tensor> {
-        match &self.tables {
-            Some((cos, sin)) => rotary(&x, (cos, sin), positions, false),
+    /// Turns heads at positions below `end`.
+    fn rotate(&self, x: Tensor, positions: Positions, end: usize) -> Result<Tensor> {
+        match &self.rope {
+            Some(rope) => rope.rotate(&x, positions, end),
             None => Ok(x),
         }
     }
 
     fn finish(&self, mixed: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let bias = self.biases.as_ref().map(|(_, out)| out.tensor());
+        let bias = self.out_bias.as_ref().map(Param::tensor);
         let rows = mixed.reshape([mixed.dims()[0], self.config.n_heads * self.head_dim])?;
         self.out.apply(&rows, Self::extras(bias.as_ref(), residual))
     }
@@ -170,6 +264,7 @@ impl Attention {
             causal: true,
             window_left: self.config.window,
             softcap: self.config.softcap,
+            softmax_scale: self.config.softmax_scale,
             ..AttentionOptions::default()
         }
     }
@@ -189,7 +284,8 @@ impl SequenceMixer for Attention {
         self.check_length("attention", batch.max_seqlen())?;
         let [q, k, v] = self.project(x)?;
         let packed = || Positions::Packed(batch.cu_seqlens());
-        let (q, k) = (self.rotate(q, packed())?, self.rotate(k, packed())?);
+        let end = batch.max_seqlen();
+        let (q, k) = (self.rotate(q, packed(), end)?, self.rotate(k, packed(), end)?);
         let bounds = batch.cu_seqlens();
         let (mixed, _) = attention_varlen([&q, &k, &v], bounds, bounds, &self.options())?;
         self.finish(&mixed, residual)
@@ -215,16 +311,17 @@ impl SequenceMixer for Attention {
             };
             caches.push(state);
         }
-        let mut positions = Vec::with_capacity(batch.tokens());
+        let (mut positions, mut end) = (Vec::with_capacity(batch.tokens()), 0);
         for (state, count) in caches.iter().zip(batch.lengths()) {
             self.check_length("attention", state.len() + count)?;
             positions.extend(state.len() as i64..(state.len() + count) as i64);
+            end = end.max(state.len() + count);
         }
         let positions = Tensor::from_vec(positions, [batch.tokens()], &Device::Cpu)?;
         let [q, k, v] = self.project(x)?;
         let (q, k) = (
-            self.rotate(q, Positions::At(&positions))?,
-            self.rotate(k, Positions::At(&positions))?,
+            self.rotate(q, Positions::At(&positions), end)?,
+            self.rotate(k, Positions::At(&positions), end)?,
         );
         let mut mixed = Vec::new();
         let mut caches = &mut caches[..];
@@ -247,6 +344,7 @@ impl SequenceMixer for Attention {
                 let options = |paged| CacheOptions {
                     window_left: self.config.window,
                     softcap: self.config.softcap,
+                    softmax_scale: self.config.softmax_scale,
                     ..paged
                 };
                 let out = KvState::attend(group, &q, NewKeys { k: &k, v: &v }, options)?;
@@ -268,7 +366,8 @@ impl SequenceMixer for Attention {
         let batch = SeqBatch::from_lengths(&[x.dims()[0]])?;
         let [q, k, _] = self.project(x)?;
         let packed = || Positions::Packed(batch.cu_seqlens());
-        let (q, k) = (self.rotate(q, packed())?, self.rotate(k, packed())?);
+        let end = batch.max_seqlen();
+        let (q, k) = (self.rotate(q, packed(), end)?, self.rotate(k, packed(), end)?);
         let (tokens, kv) = (x.dims()[0], self.config.kv_heads());
         let mut columns = Vec::new();
         for start in (0..tokens).step_by(64) {

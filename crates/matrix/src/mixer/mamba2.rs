@@ -10,7 +10,9 @@
 //! `[channels, 1, width]`, `conv1d.bias`, `dt_bias`, `A_log`, `D`, `norm.weight`, `out_proj.weight`.
 //! Source: Dao and Gu, Transformers are SSMs, ICML 2024.
 
-use super::{SequenceMixer, check_states, foreign_state};
+use super::{
+    SequenceMixer, check_states, initial_dt_bias, join_states, part_states, projection_biases,
+};
 use crate::state::RecurrentState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
@@ -42,6 +44,16 @@ pub struct Mamba2Config {
     pub chunk_size: usize,
     /// Whether the gated output is normalised.
     pub rms_norm: bool,
+    /// Added to the mean square by that norm.
+    pub norm_eps: f64,
+    /// Whether the norm comes before the gate: `norm(y) silu(z)` instead of `norm(y silu(z))`.
+    pub norm_before_gate: bool,
+    /// Bounds of the step size after softplus; `null` leaves it open above.
+    pub dt_limit: (f64, Option<f64>),
+    /// Whether the convolution has a bias.
+    pub conv_bias: bool,
+    /// Whether both projections have biases.
+    pub bias: bool,
 }
 
 impl Default for Mamba2Config {
@@ -55,6 +67,11 @@ impl Default for Mamba2Config {
             conv_width: 4,
             chunk_size: 256,
             rms_norm: true,
+            norm_eps: 1e-5,
+            norm_before_gate: false,
+            dt_limit: (0.0, None),
+            conv_bias: true,
+            bias: false,
         }
     }
 }
@@ -124,26 +141,44 @@ impl Mamba2Config {
         if self.chunk_size == 0 {
             return refuse("chunk_size", 0, "at least 1".into());
         }
+        self.check_numbers()
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            let valid = "between 0 and 1";
+            return Err(Error::argument("config", "mamba2.norm_eps", self.norm_eps, valid));
+        }
+        let (low, high) = self.dt_limit;
+        if !(low >= 0.0 && low.is_finite() && high.is_none_or(|high| high >= low)) {
+            let given = format!("{:?}", self.dt_limit);
+            let valid = "[low, high] with 0 <= low <= high, high null for no bound";
+            return Err(Error::argument("config", "mamba2.dt_limit", given, valid));
+        }
         Ok(())
+    }
+
+    /// Bounds that change anything: softplus is never below 0.
+    fn limits(&self) -> Option<(f64, f64)> {
+        match self.dt_limit {
+            (0.0, None) => None,
+            (low, high) => Some((low, high.unwrap_or(f64::INFINITY))),
+        }
     }
 
     /// Number of parameter elements.
     pub fn elem_count(&self, d_model: usize, format: Format) -> usize {
         let widths = self.widths(d_model);
         let norm = if self.rms_norm { widths.d_ssm } else { 0 };
+        let taps = self.conv_width + usize::from(self.conv_bias);
+        let biases = if self.bias { widths.projected() + d_model } else { 0 };
         format.elem_count(widths.projected(), d_model)
             + format.elem_count(d_model, widths.d_ssm + widths.d_mlp)
-            + widths.conv() * (self.conv_width + 1)
+            + widths.conv() * taps
             + 3 * widths.n_heads
             + norm
+            + biases
     }
-}
-
-/// A step size log-uniform in [1e-3, 1e-1], floored at 1e-4, taken back through softplus.
-fn initial_dt_bias(uniform: f64) -> f64 {
-    let (low, high) = (1e-3f64.ln(), 1e-1f64.ln());
-    let dt = (low + uniform * (high - low)).exp().max(1e-4);
-    dt + (-(-dt).exp_m1()).ln()
 }
 
 /// ln of a rate uniform in [1, 16].
@@ -157,8 +192,10 @@ pub struct Mamba2 {
     widths: Widths,
     in_proj: Box<dyn StructuredMatrix>,
     out_proj: Box<dyn StructuredMatrix>,
+    /// Of both projections.
+    biases: Option<(Param, Param)>,
     conv_weight: Param,
-    conv_bias: Param,
+    conv_bias: Option<Param>,
     dt_bias: Param,
     a_log: Param,
     d: Param,
@@ -202,11 +239,16 @@ impl Mamba2 {
             false => None,
         };
         let inner = widths.d_ssm + widths.d_mlp;
+        let conv_bias = match config.conv_bias {
+            true => Some(conv.param_no_decay("bias", [channels], spread)?),
+            false => None,
+        };
         Ok(Self {
+            biases: projection_biases(params, config.bias, [widths.projected(), d_model])?,
             in_proj: format.build(&params.pp("in_proj"), [widths.projected(), d_model], 1.0)?,
             out_proj: format.build(&params.pp("out_proj"), [d_model, inner], depth_gain)?,
             conv_weight: conv.param("weight", [channels, 1, taps], spread)?,
-            conv_bias: conv.param_no_decay("bias", [channels], spread)?,
+            conv_bias,
             dt_bias: params.param_no_decay("dt_bias", [heads], Init::Map(initial_dt_bias))?,
             a_log: params.param_no_decay("A_log", [heads], Init::Map(initial_a_log))?,
             d: params.param_no_decay("D", [heads], Init::Constant(1.0))?,
@@ -217,7 +259,8 @@ impl Mamba2 {
     }
 
     fn project(&self, x: &Tensor) -> Result<Projected> {
-        let joined = self.in_proj.apply(x, Extras::default())?;
+        let bias = self.biases.as_ref().map(|(bias, _)| bias.tensor());
+        let joined = self.in_proj.apply(x, Extras { bias: bias.as_ref(), ..Extras::default() })?;
         let Widths { d_ssm, d_mlp, n_heads, .. } = self.widths;
         let sizes = [d_mlp, d_mlp, d_ssm, self.widths.conv(), n_heads];
         let skip = if d_mlp == 0 { 2 } else { 0 };
@@ -239,11 +282,12 @@ impl Mamba2 {
         batch: &SeqBatch,
         states: Option<(&Tensor, &Tensor)>,
     ) -> Result<(Tensor, [Tensor; 2])> {
-        let (weight, bias) = (self.conv_weight.tensor(), self.conv_bias.tensor());
+        let weight = self.conv_weight.tensor();
+        let bias = self.conv_bias.as_ref().map(Param::tensor);
         let conv = ConvInputs {
             x: &parts.xbc.unsqueeze(0)?,
             weight: &weight,
-            bias: Some(&bias),
+            bias: bias.as_ref(),
             initial_states: states.map(|(conv, _)| conv),
             seq_idx: None,
             cu_seqlens: Some(batch.cu_seqlens()),
@@ -270,14 +314,17 @@ impl Mamba2 {
         };
         let options = SsdOptions {
             dt_softplus: true,
+            dt_limit: self.config.limits(),
             chunk_size: Some(self.config.chunk_size),
-            ..SsdOptions::default()
         };
         let (y, scan_states) = ssd(&inputs, &options)?;
         let mut y = y.reshape([tokens, d_ssm])?;
         if let Some(norm) = &self.norm {
-            let group_size = Some(d_ssm / self.config.n_groups);
-            let options = RmsNormGatedOptions { group_size, ..RmsNormGatedOptions::default() };
+            let options = RmsNormGatedOptions {
+                group_size: Some(d_ssm / self.config.n_groups),
+                norm_before_gate: self.config.norm_before_gate,
+                eps: self.config.norm_eps,
+            };
             y = rms_norm_gated(&y, Some(&parts.z), &norm.tensor(), &options)?;
         }
         Ok((y, [conv_states, scan_states]))
@@ -285,7 +332,9 @@ impl Mamba2 {
 
     fn finish(&self, mlp: Option<&Tensor>, y: Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let joined = mlp.map_or(Ok(y.clone()), |mlp| Tensor::cat(&[mlp, &y], -1))?;
-        self.out_proj.apply(&joined, Extras { residual, ..Extras::default() })
+        let bias = self.biases.as_ref().map(|(_, bias)| bias.tensor());
+        let extras = Extras { bias: bias.as_ref(), residual, ..Extras::default() };
+        self.out_proj.apply(&joined, extras)
     }
 }
 
@@ -322,19 +371,10 @@ impl SequenceMixer for Mamba2 {
     ) -> Result<Tensor> {
         batch.check("mamba2", x)?;
         check_states("mamba2", batch, states.len())?;
-        let mut joined = Vec::with_capacity(states.len());
-        for state in states.iter() {
-            let LayerState::Recurrent(state) = &**state else {
-                return Err(foreign_state("mamba2"));
-            };
-            joined.push(state);
-        }
-        let (conv, scan) = RecurrentState::join(&joined)?;
+        let (conv, scan) = join_states("mamba2", states)?;
         let parts = self.project(x)?;
-        let (y, [conv, scan]) = self.mix(&parts, batch, Some((&conv, &scan)))?;
-        for (state, next) in states.iter_mut().zip(RecurrentState::part(conv, scan)?) {
-            **state = LayerState::Recurrent(next);
-        }
+        let (y, after) = self.mix(&parts, batch, Some((&conv, &scan)))?;
+        part_states(states, after)?;
         self.finish(parts.mlp.as_ref(), y, residual)
     }
 
@@ -344,11 +384,12 @@ impl SequenceMixer for Mamba2 {
         let batch = SeqBatch::from_lengths(&[x.dims()[0]])?;
         let parts = self.project(x)?;
         let Widths { d_ssm, n_heads, bc, .. } = self.widths;
-        let (weight, bias) = (self.conv_weight.tensor(), self.conv_bias.tensor());
+        let weight = self.conv_weight.tensor();
+        let bias = self.conv_bias.as_ref().map(Param::tensor);
         let conv = ConvInputs {
             x: &parts.xbc.unsqueeze(0)?,
             weight: &weight,
-            bias: Some(&bias),
+            bias: bias.as_ref(),
             initial_states: None,
             seq_idx: None,
             cu_seqlens: Some(batch.cu_seqlens()),
@@ -372,7 +413,8 @@ impl SequenceMixer for Mamba2 {
             let one_hot = one_hot.to_dtype(x.dtype())?;
             let inputs =
                 SsdInputs { dt_bias: Some(&dt_bias), ..SsdInputs::new(&one_hot, &dt, &a, &b, &c) };
-            let options = SsdOptions { dt_softplus: true, ..SsdOptions::default() };
+            let dt_limit = self.config.limits();
+            let options = SsdOptions { dt_softplus: true, dt_limit, chunk_size: None };
             let (part, _) = ssd(&inputs, &options)?;
             columns.push(part.squeeze(0)?.transpose(0, 1)?);
         }

@@ -1,15 +1,23 @@
 //! Matrices that mix time: sequence mixers with their projections.
 
 mod attention;
+mod mamba1;
 mod mamba2;
+mod rope;
 mod spec;
 
 pub use attention::{Attention, AttentionConfig};
+pub use mamba1::{Mamba1, Mamba1Config};
 pub use mamba2::{Mamba2, Mamba2Config};
+pub use rope::{Rope, RopeScaling};
 pub use spec::SPECS;
 
+use crate::state::RecurrentState;
 use crate::{LayerState, SeqBatch};
-use danaus_tensor::{DType, Result, Tensor};
+use danaus_tensor::{DType, Init, Param, ParamBuilder, Result, Tensor};
+
+/// The widest layer a config may ask for: sizes computed from it stay within 64 bits.
+pub const MAX_WIDTH: usize = 1 << 22;
 
 /// A layer that mixes the tokens of each sequence: `[tokens, d_model]` to the same.
 pub trait SequenceMixer: Send + Sync {
@@ -62,6 +70,43 @@ fn check_states(op: &'static str, batch: &SeqBatch, states: usize) -> Result<()>
     }
     let valid = format!("{}, one per sequence of the batch", batch.len());
     Err(danaus_tensor::Error::argument(op, "states", states, valid))
+}
+
+/// The states of recurrent layers, `(conv, scan)`, joined along their first dimension.
+fn join_states(op: &'static str, states: &[&mut LayerState]) -> Result<(Tensor, Tensor)> {
+    let mut joined = Vec::with_capacity(states.len());
+    for state in states {
+        let LayerState::Recurrent(state) = &**state else { return Err(foreign_state(op)) };
+        joined.push(state);
+    }
+    RecurrentState::join(&joined)
+}
+
+/// Gives every layer its row of the joined states.
+fn part_states(states: &mut [&mut LayerState], [conv, scan]: [Tensor; 2]) -> Result<()> {
+    for (state, next) in states.iter_mut().zip(RecurrentState::part(conv, scan)?) {
+        **state = LayerState::Recurrent(next);
+    }
+    Ok(())
+}
+
+/// `in_proj.bias` and `out_proj.bias` where `wanted`, starting at zero.
+fn projection_biases(
+    params: &ParamBuilder,
+    wanted: bool,
+    [inner, outer]: [usize; 2],
+) -> Result<Option<(Param, Param)>> {
+    let zeros = |name: &str, size: usize| {
+        params.pp(name).param_no_decay("bias", [size], Init::Constant(0.0))
+    };
+    Ok(if wanted { Some((zeros("in_proj", inner)?, zeros("out_proj", outer)?)) } else { None })
+}
+
+/// A step size log-uniform in [1e-3, 1e-1], floored at 1e-4, taken back through softplus.
+fn initial_dt_bias(uniform: f64) -> f64 {
+    let (low, high) = (1e-3f64.ln(), 1e-1f64.ln());
+    let dt = (low + uniform * (high - low)).exp().max(1e-4);
+    dt + (-(-dt).exp_m1()).ln()
 }
 
 /// A state of the other kind.

@@ -1,6 +1,8 @@
 //! Mixers as operators: `danaus op run block.mamba2` with parameters as inputs.
 
-use super::{Attention, AttentionConfig, Mamba2, Mamba2Config, SequenceMixer};
+use super::{
+    Attention, AttentionConfig, Mamba1, Mamba1Config, Mamba2, Mamba2Config, SequenceMixer,
+};
 use crate::SeqBatch;
 use crate::structured::Format;
 use danaus_tensor::registry::{Arg, Args, Attr, Kind, OpSpec};
@@ -10,7 +12,7 @@ use std::sync::Arc;
 
 const U: Arg = Arg::float("u", "batch seqlen d_model");
 
-/// `block.attention`, `block.mamba2`.
+/// `block.attention`, `block.mamba1`, `block.mamba2`.
 pub const SPECS: &[OpSpec] = &[
     OpSpec {
         name: "block.attention",
@@ -21,6 +23,8 @@ pub const SPECS: &[OpSpec] = &[
             Arg::float("param.out.weight", "d_model n_heads*head_dim"),
             Arg::float("param.qkv.bias", "(n_heads+2*n_kv_heads)*head_dim").optional(),
             Arg::float("param.out.bias", "d_model").optional(),
+            Arg::float("param.q_norm.weight", "head_dim").optional(),
+            Arg::float("param.k_norm.weight", "head_dim").optional(),
         ],
         attributes: &[
             Attr::new("n_heads", Kind::Int, "1", "query heads"),
@@ -29,9 +33,34 @@ pub const SPECS: &[OpSpec] = &[
             Attr::new("rope_theta", Kind::Float, "", "base of the rotary angles, absent: none"),
             Attr::new("window", Kind::Int, "", "keys visible to the left, absent: all"),
             Attr::new("softcap", Kind::Float, "", "cap of the scores, absent: none"),
+            Attr::new("softmax_scale", Kind::Float, "", "default head_dim^-1/2"),
+            Attr::new("rotary_dim", Kind::Int, "", "entries of a head that turn, default all"),
+            Attr::new("rope_interleaved", Kind::Bool, "false", "turn neighbours and not halves"),
+            Attr::new("qk_norm_eps", Kind::Float, "1e-6", "eps of the norms of q and k"),
         ],
         outputs: &["y"],
         call: call_attention,
+    },
+    OpSpec {
+        name: "block.mamba1",
+        summary: "the Mamba-1 block: projection, convolution, selection, gated scan, projection",
+        inputs: &[
+            U,
+            Arg::float("param.in_proj.weight", "2*channels d_model"),
+            Arg::float("param.in_proj.bias", "2*channels").optional(),
+            Arg::float("param.conv1d.weight", "channels 1 width"),
+            Arg::float("param.conv1d.bias", "channels").optional(),
+            Arg::float("param.x_proj.weight", "dt_rank+2*d_state channels"),
+            Arg::float("param.dt_proj.weight", "channels dt_rank"),
+            Arg::float("param.dt_proj.bias", "channels"),
+            Arg::float("param.A_log", "channels d_state"),
+            Arg::float("param.D", "channels"),
+            Arg::float("param.out_proj.weight", "d_model channels"),
+            Arg::float("param.out_proj.bias", "d_model").optional(),
+        ],
+        attributes: &[],
+        outputs: &["y"],
+        call: call_mamba1,
     },
     OpSpec {
         name: "block.mamba2",
@@ -39,13 +68,15 @@ pub const SPECS: &[OpSpec] = &[
         inputs: &[
             U,
             Arg::float("param.in_proj.weight", "projected d_model"),
+            Arg::float("param.in_proj.bias", "projected").optional(),
             Arg::float("param.conv1d.weight", "channels 1 width"),
-            Arg::float("param.conv1d.bias", "channels"),
+            Arg::float("param.conv1d.bias", "channels").optional(),
             Arg::float("param.dt_bias", "n_heads"),
             Arg::float("param.A_log", "n_heads"),
             Arg::float("param.D", "n_heads"),
             Arg::float("param.norm.weight", "d_ssm").optional(),
             Arg::float("param.out_proj.weight", "d_model d_inner"),
+            Arg::float("param.out_proj.bias", "d_model").optional(),
         ],
         attributes: &[
             Attr::new("d_state", Kind::Int, "128", "width of a head's state"),
@@ -54,6 +85,9 @@ pub const SPECS: &[OpSpec] = &[
             Attr::new("n_groups", Kind::Int, "1", "groups of heads that share B and C"),
             Attr::new("d_ssm", Kind::Int, "", "features that are scanned, default all"),
             Attr::new("chunk_size", Kind::Int, "256", "tokens of a chunk at most"),
+            Attr::new("norm_eps", Kind::Float, "1e-5", "added to the norm's mean square"),
+            Attr::new("norm_before_gate", Kind::Bool, "false", "normalise before the gate"),
+            Attr::new("dt_limit", Kind::Floats, "", "low,high: bounds of the step size"),
         ],
         outputs: &["y"],
         call: call_mamba2,
@@ -97,28 +131,76 @@ fn call_attention(args: &Args) -> Result<Vec<Option<Tensor>>> {
         n_kv_heads: count(args, OP, "n_kv_heads")?,
         head_dim: count(args, OP, "head_dim")?,
         rope_theta: args.float("rope_theta")?,
+        rope_scaling: None,
+        rotary_dim: count(args, OP, "rotary_dim")?,
+        rope_interleaved: args.bool("rope_interleaved")?,
         window: count(args, OP, "window")?,
         softcap: args.float("softcap")?,
+        softmax_scale: args.float("softmax_scale")?,
         bias: args.optional("param.qkv.bias").is_some(),
+        out_bias: Some(args.optional("param.out.bias").is_some()),
+        qk_norm_eps: match args.optional("param.q_norm.weight") {
+            Some(_) => Some(args.float("qk_norm_eps")?.unwrap_or(1e-6)),
+            None => None,
+        },
     };
     let mixer = Attention::build(&params, &config, shape[2], Format::Dense, shape[1])?;
     run(&mixer, &u, shape)
 }
 
+fn last_dim(args: &Args, name: &str) -> Result<usize> {
+    Ok(args.input(name)?.dims().last().copied().unwrap_or(0))
+}
+
+/// All sizes follow from the parameters.
+fn call_mamba1(args: &Args) -> Result<Vec<Option<Tensor>>> {
+    let (params, u, shape) = inputs(args, &SPECS[1])?;
+    let channels = args.input("param.D")?.elem_count();
+    if channels == 0 || channels % shape[2].max(1) != 0 {
+        let valid = format!("a multiple of d_model = {}", shape[2]);
+        return Err(Error::argument("block.mamba1", "channels (of param.D)", channels, valid));
+    }
+    let config = Mamba1Config {
+        d_state: last_dim(args, "param.A_log")?,
+        expand: channels / shape[2],
+        dt_rank: Some(last_dim(args, "param.dt_proj.weight")?),
+        conv_width: last_dim(args, "param.conv1d.weight")?,
+        conv_bias: args.optional("param.conv1d.bias").is_some(),
+        bias: args.optional("param.in_proj.bias").is_some(),
+    };
+    let mixer = Mamba1::build(&params, &config, shape[2], Format::Dense, 1.0)?;
+    run(&mixer, &u, shape)
+}
+
+fn dt_limit(args: &Args, op: &'static str) -> Result<(f64, Option<f64>)> {
+    match args.floats("dt_limit")?.as_deref() {
+        None => Ok((0.0, None)),
+        Some(&[low, high]) => Ok((low, Some(high))),
+        Some(other) => {
+            let given = format!("{other:?}");
+            Err(Error::argument(op, "dt_limit", given, "two numbers: low,high"))
+        }
+    }
+}
+
 fn call_mamba2(args: &Args) -> Result<Vec<Option<Tensor>>> {
     const OP: &str = "block.mamba2";
-    let (params, u, shape) = inputs(args, &SPECS[1])?;
+    let (params, u, shape) = inputs(args, &SPECS[2])?;
     let default = Mamba2Config::default();
-    let taps = args.input("param.conv1d.weight")?.dims().last().copied().unwrap_or(0);
     let config = Mamba2Config {
         d_state: count(args, OP, "d_state")?.unwrap_or(default.d_state),
         head_dim: count(args, OP, "head_dim")?.unwrap_or(default.head_dim),
         expand: count(args, OP, "expand")?.unwrap_or(default.expand),
         n_groups: count(args, OP, "n_groups")?.unwrap_or(default.n_groups),
         d_ssm: count(args, OP, "d_ssm")?,
-        conv_width: taps,
+        conv_width: last_dim(args, "param.conv1d.weight")?,
         chunk_size: count(args, OP, "chunk_size")?.unwrap_or(default.chunk_size),
         rms_norm: args.optional("param.norm.weight").is_some(),
+        norm_eps: args.float("norm_eps")?.unwrap_or(default.norm_eps),
+        norm_before_gate: args.bool("norm_before_gate")?,
+        dt_limit: dt_limit(args, OP)?,
+        conv_bias: args.optional("param.conv1d.bias").is_some(),
+        bias: args.optional("param.in_proj.bias").is_some(),
     };
     let mixer = Mamba2::build(&params, &config, shape[2], Format::Dense, 1.0)?;
     run(&mixer, &u, shape)

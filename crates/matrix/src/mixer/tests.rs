@@ -21,11 +21,15 @@ fn rows(x: &Tensor) -> Tensor {
     x.flatten(0, 1).unwrap()
 }
 
-/// Outputs, gradients, states after a prompt and after steps, against the authors' module.
 fn check_golden_block(name: &str, config: &Mamba2Config) {
     let case = golden(SYSTEM, name);
     let params = golden_params(&case);
     let mixer = Mamba2::build(&params, config, 16, Format::Dense, 1.0).unwrap();
+    check_golden_mixer(&case, &params, &mixer);
+}
+
+/// Outputs, gradients, states after a prompt and after steps, against the authors' module.
+fn check_golden_mixer(case: &Golden, params: &ParamBuilder, mixer: &dyn SequenceMixer) {
     let u = rows(case.get("u")).tracked();
     let batch = SeqBatch::equal(2, 20).unwrap();
     let y = mixer.forward(&u, &batch, None).unwrap();
@@ -36,10 +40,11 @@ fn check_golden_block(name: &str, config: &Mamba2Config) {
         let found = gradients.get(&param.tensor()).unwrap();
         assert_close(param.name(), found, expected, 1e-9);
     }
-    check_golden_states(&mixer, &case);
+    assert_close("u", gradients.get(&u).unwrap(), &rows(case.get("grad.u")), 1e-9);
+    check_golden_states(mixer, case);
 }
 
-fn check_golden_states(mixer: &Mamba2, case: &Golden) {
+fn check_golden_states(mixer: &dyn SequenceMixer, case: &Golden) {
     let prompt = case.get("prefill_len").to_scalar().unwrap() as usize;
     let steps = case.get("step_y").dims()[1];
     let mut states: Vec<LayerState> =
@@ -100,7 +105,30 @@ fn golden_mamba2_block_with_mlp() {
     check_golden_block("block_mamba2_dssm_mlp", &tiny(1, Some(16), true));
 }
 
+/// The authors' tiny block: d_state 8, everything else by default.
+fn tiny1() -> Mamba1Config {
+    Mamba1Config { d_state: 8, ..Mamba1Config::default() }
+}
+
+#[test]
+fn golden_mamba1_block() {
+    let case = golden(SYSTEM, "block_mamba1");
+    let params = golden_params(&case);
+    let mixer = Mamba1::build(&params, &tiny1(), 16, Format::Dense, 1.0).unwrap();
+    check_golden_mixer(&case, &params, &mixer);
+}
+
 const D_MODEL: usize = 16;
+
+fn other_options() -> Mamba2Config {
+    Mamba2Config {
+        bias: true,
+        conv_bias: false,
+        dt_limit: (0.02, Some(0.09)),
+        norm_before_gate: true,
+        ..tiny(2, None, true)
+    }
+}
 
 fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
     let params = |seed| ParamBuilder::init(seed, dtype, Device::Cpu);
@@ -108,17 +136,38 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
         let config: AttentionConfig = parse(json);
         Box::new(Attention::build(&params(seed), &config, D_MODEL, Format::Dense, 64).unwrap())
     };
+    let mamba1 = |seed, config: &Mamba1Config, format| -> Box<dyn SequenceMixer> {
+        Box::new(Mamba1::build(&params(seed), config, D_MODEL, format, 1.0).unwrap())
+    };
+    let biased = Mamba1Config { dt_rank: Some(3), conv_bias: false, bias: true, ..tiny1() };
     vec![
         attention(1, "n_heads=2"),
         attention(2, "n_heads=4 n_kv_heads=2 rope bias window=5"),
+        attention(2, "n_heads=2 rope qk_norm bias out_bias=no rotary_dim=6 interleaved"),
         Box::new(
             Mamba2::build(&params(3), &tiny(2, None, true), D_MODEL, Format::Dense, 1.0).unwrap(),
         ),
+        Box::new(Mamba2::build(&params(3), &other_options(), D_MODEL, Format::Dense, 1.0).unwrap()),
         Box::new(
             Mamba2::build(&params(4), &tiny(1, Some(16), false), D_MODEL, Format::LowRank(5), 1.0)
                 .unwrap(),
         ),
+        Box::new(Mamba2::build(&params(5), &every_option(), D_MODEL, Format::Dense, 1.0).unwrap()),
+        mamba1(6, &tiny1(), Format::Dense),
+        mamba1(7, &biased, Format::LowRank(5)),
     ]
+}
+
+/// What only foreign checkpoints set.
+fn every_option() -> Mamba2Config {
+    Mamba2Config {
+        norm_eps: 1e-3,
+        norm_before_gate: true,
+        dt_limit: (0.01, Some(0.05)),
+        conv_bias: false,
+        bias: true,
+        ..tiny(2, None, true)
+    }
 }
 
 fn parse(text: &str) -> AttentionConfig {
@@ -128,11 +177,14 @@ fn parse(text: &str) -> AttentionConfig {
     AttentionConfig {
         n_heads: number("n_heads").unwrap(),
         n_kv_heads: number("n_kv_heads"),
-        head_dim: None,
         rope_theta: text.contains("rope").then_some(10_000.0),
+        rotary_dim: number("rotary_dim"),
+        rope_interleaved: text.contains("interleaved"),
         window: number("window"),
-        softcap: None,
         bias: text.contains("bias"),
+        out_bias: text.contains("out_bias=no").then_some(false),
+        qk_norm_eps: text.contains("qk_norm").then_some(1e-6),
+        ..AttentionConfig::default()
     }
 }
 
@@ -208,6 +260,81 @@ fn dense_matrices_are_causal() {
     }
 }
 
+/// Without gate, skip connection and projections a mixer is its dense matrix times its values: Mamba-1's
+/// parameters are chosen so that only the scan is left.
+#[test]
+fn mamba1_is_its_dense_matrix() {
+    let config = Mamba1Config { expand: 1, conv_width: 1, ..tiny1() };
+    let params = ParamBuilder::init(8, DType::F64, Device::Cpu);
+    let mixer = Mamba1::build(&params, &config, D_MODEL, Format::Dense, 1.0).unwrap();
+    let set = |name: &str, value: &Tensor| params.params().get(name).unwrap().set(value).unwrap();
+    let eye: Vec<f64> = (0..D_MODEL * D_MODEL)
+        .map(|at| if at / D_MODEL == at % D_MODEL { 1.0 } else { 0.0 })
+        .collect();
+    let eye = Tensor::from_vec(eye, [D_MODEL, D_MODEL], &Device::Cpu).unwrap();
+    set("in_proj.weight", &Tensor::cat(&[&eye, &eye], 0).unwrap());
+    set("out_proj.weight", &eye);
+    set("D", &Tensor::zeros([D_MODEL], DType::F64, &Device::Cpu).unwrap());
+    let x = randn(14, &[9, D_MODEL], DType::F64);
+    let dense = mixer.dense(&x).unwrap();
+    let silu = |x: &Tensor| {
+        let ones = Tensor::full(1.0, x.shape(), &Device::Cpu).unwrap();
+        x.div(&x.neg().unwrap().exp().unwrap().add(&ones).unwrap()).unwrap()
+    };
+    let weight = params.params().get("conv1d.weight").unwrap().tensor().detach();
+    let bias = params.params().get("conv1d.bias").unwrap().tensor().detach();
+    let weight = weight.reshape([1, D_MODEL]).unwrap();
+    let values = silu(&x.mul(&weight).unwrap().add(&bias).unwrap());
+    let columns = values.transpose(0, 1).unwrap().unsqueeze(2).unwrap();
+    let mixed = dense.matmul(&columns).unwrap().squeeze(2).unwrap().transpose(0, 1).unwrap();
+    let expected = mixed.mul(&silu(&x)).unwrap();
+    let batch = SeqBatch::from_lengths(&[9]).unwrap();
+    let y = mixer.forward(&x, &batch, None).unwrap();
+    assert_close("y", &y, &expected, 1e-12);
+}
+
+#[test]
+fn new_mamba1_parameters_start_as_published() {
+    let params = ParamBuilder::init(15, DType::F64, Device::Cpu);
+    let config = Mamba1Config::default();
+    Mamba1::build(&params, &config, 64, Format::Dense, 1.0).unwrap();
+    let elements: usize = params.params().iter().map(|param| param.tensor().elem_count()).sum();
+    assert_eq!(elements, config.elem_count(64, Format::Dense));
+    let values = |name: &str| params.params().get(name).unwrap().tensor().to_vec::<f64>().unwrap();
+    for row in values("A_log").chunks(16) {
+        assert!((0..16).all(|k| (row[k].exp() - (k as f64 + 1.0)).abs() < 1e-12), "{row:?}");
+    }
+    for bias in values("dt_proj.bias") {
+        let dt = bias.exp().ln_1p();
+        assert!((1e-3..=0.1000001).contains(&dt), "{dt}");
+    }
+    assert_eq!(params.params().get("dt_proj.weight").unwrap().tensor().dims(), [128, 4]);
+    let bound = 0.5 + 1e-12;
+    assert!(values("dt_proj.weight").iter().all(|value| value.abs() <= bound));
+    assert!(!params.params().get("A_log").unwrap().decays());
+    let biased = Mamba1Config { bias: true, conv_bias: false, ..config };
+    let params = ParamBuilder::init(16, DType::F64, Device::Cpu);
+    Mamba1::build(&params, &biased, 64, Format::Dense, 1.0).unwrap();
+    let elements: usize = params.params().iter().map(|param| param.tensor().elem_count()).sum();
+    assert_eq!(elements, biased.elem_count(64, Format::Dense));
+}
+
+#[test]
+fn every_option_of_mamba2_is_counted_and_checked() {
+    let params = ParamBuilder::init(17, DType::F64, Device::Cpu);
+    Mamba2::build(&params, &every_option(), D_MODEL, Format::Dense, 1.0).unwrap();
+    let elements: usize = params.params().iter().map(|param| param.tensor().elem_count()).sum();
+    assert_eq!(elements, every_option().elem_count(D_MODEL, Format::Dense));
+    let refused = |config: Mamba2Config| config.check(D_MODEL).unwrap_err().to_string();
+    let bad = Mamba2Config { dt_limit: (0.5, Some(0.1)), ..every_option() };
+    assert!(refused(bad).contains("mamba2.dt_limit is (0.5, Some(0.1))"));
+    let bad = Mamba2Config { norm_eps: 0.0, ..every_option() };
+    assert!(refused(bad).contains("mamba2.norm_eps is 0"));
+    let bad = Mamba1Config { dt_rank: Some(0), ..tiny1() };
+    let message = bad.check(D_MODEL).unwrap_err().to_string();
+    assert!(message.contains("mamba1.dt_rank is 0, valid is 1..=32"), "{message}");
+}
+
 #[test]
 fn bad_shapes_and_states_are_named() {
     let mixers = mixers(DType::F64);
@@ -220,7 +347,7 @@ fn bad_shapes_and_states_are_named() {
         let message = mixer.advance(&x, &batch, &mut [&mut one], None).unwrap_err().to_string();
         assert!(message.contains("states is 1, valid is 2"), "{message}");
     }
-    let mut foreign = mixers[2].init_state(DType::F64).unwrap();
+    let mut foreign = mixers[3].init_state(DType::F64).unwrap();
     let single = SeqBatch::equal(1, 4).unwrap();
     let message = mixers[0].advance(&x, &single, &mut [&mut foreign], None).unwrap_err();
     assert!(message.to_string().contains("a state of another mixer"), "{message}");

@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub struct RecurrentState {
     /// Last `width - 1` inputs of the convolution, `[1, channels, width - 1]`.
     pub conv: Tensor,
-    /// `[1, heads, head_dim, d_state]`, f32 (f64 beside f64).
+    /// `[1, heads, head_dim, d_state]`, or `[1, channels, d_state]` of a diagonal system; f32 (f64 beside
+    /// f64).
     pub scan: Tensor,
     /// The batch whose row this is.
     row: Option<(Arc<Batch>, usize)>,

@@ -11,15 +11,7 @@ const D_MODEL: usize = 8;
 
 fn layers() -> Vec<Box<dyn SequenceMixer>> {
     let params = |seed| ParamBuilder::init(seed, DType::F64, Device::Cpu);
-    let attention = AttentionConfig {
-        n_heads: 2,
-        n_kv_heads: None,
-        head_dim: None,
-        rope_theta: None,
-        window: None,
-        softcap: None,
-        bias: false,
-    };
+    let attention = AttentionConfig { n_heads: 2, ..AttentionConfig::default() };
     let mamba = Mamba2Config { d_state: 4, head_dim: 8, ..Mamba2Config::default() };
     vec![
         Box::new(Attention::build(&params(1), &attention, D_MODEL, Format::Dense, 256).unwrap()),

@@ -2,10 +2,13 @@
 
 use super::{StructuredMatrix, shard_range};
 use danaus_kernel::ops::embedding::embedding;
-use danaus_kernel::ops::linear::{Extras, linear};
+use danaus_kernel::ops::linear::{Extras, accepts, linear};
 use danaus_tensor::{Init, Param, ParamBuilder, Result, Tensor};
 
 /// W stored as one parameter `weight`, `[rows, cols]`.
+///
+/// Loaded for inference ([`ParamBuilder::as_stored`]), it stays in the float type of the checkpoint:
+/// bf16 and f16 weights beside an f32 x are widened in registers.
 #[derive(Clone)]
 pub struct Dense {
     weight: Param,
@@ -26,12 +29,18 @@ impl Dense {
     /// # Errors
     /// When the tensor is missing or has another shape.
     pub fn build_with(params: &ParamBuilder, shape: [usize; 2], init: Init) -> Result<Self> {
-        Ok(Self { weight: params.param("weight", shape, init)? })
+        Ok(Self { weight: params.param_as_stored("weight", shape, init)? })
     }
 
     /// The parameter.
     pub fn weight(&self) -> &Param {
         &self.weight
+    }
+
+    /// The weight in a dtype that multiplies `x`: its own where possible.
+    fn weight_beside(&self, x: &Tensor) -> Result<Tensor> {
+        let weight = self.weight.tensor();
+        if accepts(x.dtype(), weight.dtype()) { Ok(weight) } else { weight.to_dtype(x.dtype()) }
     }
 }
 
@@ -45,16 +54,16 @@ impl StructuredMatrix for Dense {
     }
 
     fn apply(&self, x: &Tensor, extras: Extras) -> Result<Tensor> {
-        linear(x, &self.weight.tensor_as(x.dtype())?, extras)
+        linear(x, &self.weight_beside(x)?, extras)
     }
 
     fn apply_transpose(&self, x: &Tensor) -> Result<Tensor> {
-        let transposed = self.weight.tensor_as(x.dtype())?.transpose(0, 1)?;
+        let transposed = self.weight_beside(x)?.transpose(0, 1)?;
         linear(x, &transposed, Extras::default())
     }
 
     fn apply_rows(&self, x: &Tensor, rows: &Tensor) -> Result<Tensor> {
-        let chosen = embedding(&self.weight.tensor_as(x.dtype())?, rows, None)?;
+        let chosen = embedding(&self.weight_beside(x)?, rows, None)?;
         linear(x, &chosen, Extras::default())
     }
 

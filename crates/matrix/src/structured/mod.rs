@@ -2,17 +2,23 @@
 
 mod dense;
 mod low_rank;
+mod quantized;
+mod stacked;
 
 pub use dense::Dense;
 pub use low_rank::LowRank;
+pub use quantized::Quantized;
+pub use stacked::Stacked;
 
 use danaus_kernel::ops::linear::Extras;
+use danaus_kernel::ops::quantized::BlockType;
 use danaus_tensor::{Error, Param, ParamBuilder, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// A `rows x cols` matrix W used as the weight of a linear layer.
 ///
-/// Computation follows the dtype of `x`; parameters are cast to it on the tape.
+/// Computation follows the dtype of `x`; parameters are cast to it on the tape, or used as they are
+/// stored where a kernel takes them so.
 pub trait StructuredMatrix: Send + Sync {
     /// Output features.
     fn rows(&self) -> usize;
@@ -83,7 +89,8 @@ impl Format {
     /// What a config may say.
     pub const VALID: &str = "dense, lowrank(RANK)";
 
-    /// Makes (or loads) a matrix under `name`: `name.weight`, or `name.u` and `name.v`.
+    /// Makes (or loads) a matrix under `name`: `name.weight`, or `name.u` and `name.v`. Where the source
+    /// has `name.q8_0` or another block type instead, it is loaded as [`Quantized`].
     ///
     /// New elements are uniform within `1 / sqrt(cols)` times `gain`.
     ///
@@ -95,10 +102,56 @@ impl Format {
         [rows, cols]: [usize; 2],
         gain: f64,
     ) -> Result<Box<dyn StructuredMatrix>> {
+        if let Some(kind) = stored_blocks(params)? {
+            return Ok(Box::new(Quantized::build(params, [rows, cols], kind)?));
+        }
         Ok(match self {
             Format::Dense => Box::new(Dense::build(params, [rows, cols], gain)?),
             Format::LowRank(rank) => Box::new(LowRank::build(params, [rows, cols], rank, gain)?),
         })
+    }
+
+    /// As [`Self::build`] under `params.pp(name)`. A source that does not have the matrix there but its
+    /// `parts`, rows one above the other under names of their own (`q`, `k`, `v`), gives a [`Stacked`]
+    /// of these, each in the format it is stored in. New models get one matrix.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn build_stacked(
+        self,
+        params: &ParamBuilder,
+        name: &str,
+        parts: &[(&str, usize)],
+        cols: usize,
+        gain: f64,
+    ) -> Result<Box<dyn StructuredMatrix>> {
+        let whole = params.pp(name);
+        if whole.is_new() || self.is_stored(&whole)? || !self.any_is_stored(params, parts)? {
+            let rows = parts.iter().map(|part| part.1).sum();
+            return self.build(&whole, [rows, cols], gain);
+        }
+        let build =
+            |&(part, rows): &(&str, usize)| self.build(&params.pp(part), [rows, cols], gain);
+        let parts = parts.iter().map(build).collect::<Result<_>>()?;
+        Ok(Box::new(Stacked::new(parts)?))
+    }
+
+    /// Whether the source has a matrix here.
+    fn is_stored(self, params: &ParamBuilder) -> Result<bool> {
+        let name = match self {
+            Format::Dense => "weight",
+            Format::LowRank(_) => "u",
+        };
+        Ok(params.contains(name)? || stored_blocks(params)?.is_some())
+    }
+
+    fn any_is_stored(self, params: &ParamBuilder, parts: &[(&str, usize)]) -> Result<bool> {
+        for (part, _) in parts {
+            if self.is_stored(&params.pp(part))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Number of elements of a `rows x cols` matrix in this format.
@@ -132,6 +185,19 @@ impl From<Format> for String {
             Format::LowRank(rank) => format!("lowrank({rank})"),
         }
     }
+}
+
+/// The type of the blocks that the source has here.
+fn stored_blocks(params: &ParamBuilder) -> Result<Option<BlockType>> {
+    if params.is_new() {
+        return Ok(None);
+    }
+    for kind in BlockType::ALL {
+        if params.contains(kind.name())? {
+            return Ok(Some(kind));
+        }
+    }
+    Ok(None)
 }
 
 /// The rows that shard `index` of `count` holds.

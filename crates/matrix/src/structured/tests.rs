@@ -1,8 +1,11 @@
 //! Every format against its dense meaning.
 
 use super::*;
+use danaus_kernel::ops::quantized::quantize;
 use danaus_tensor::{DType, Device};
 use danaus_testkit::{assert_close, gradcheck, randn};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const SHAPE: [usize; 2] = [6, 5];
 
@@ -10,7 +13,12 @@ fn all() -> Vec<Box<dyn StructuredMatrix>> {
     let build = |format: Format, seed| {
         format.build(&ParamBuilder::init(seed, DType::F64, Device::Cpu), SHAPE, 1.0).unwrap()
     };
-    vec![build(Format::Dense, 1), build(Format::LowRank(2), 2)]
+    let part = |rows, seed| -> Box<dyn StructuredMatrix> {
+        let params = ParamBuilder::init(seed, DType::F64, Device::Cpu).pp(seed);
+        Format::Dense.build(&params, [rows, SHAPE[1]], 1.0).unwrap()
+    };
+    let stacked = Stacked::new(vec![part(2, 3), part(3, 4), part(1, 5)]).unwrap();
+    vec![build(Format::Dense, 1), build(Format::LowRank(2), 2), Box::new(stacked)]
 }
 
 fn plain(x: &Tensor, w: &Tensor) -> Tensor {
@@ -101,4 +109,128 @@ fn formats_are_written_and_read() {
         let message = Format::try_from(bad.to_string()).unwrap_err().to_string();
         assert!(message.contains("lowrank(RANK)"), "{message}");
     }
+}
+
+/// A source with q, k and v in three formats, and `out` as f16.
+fn mixed_source() -> (ParamBuilder, [Tensor; 4]) {
+    let [q, k, v] =
+        [(1, 12), (2, 4), (3, 4)].map(|(seed, rows)| randn(seed, &[rows, 64], DType::F32));
+    let out = randn(4, &[10, 64], DType::F16);
+    let (k, v) = (k.to_dtype(DType::BF16).unwrap(), quantize(&v, BlockType::Q8_0).unwrap());
+    let named = [("m.q.weight", &q), ("m.k.weight", &k), ("m.v.q8_0", &v), ("m.out.weight", &out)];
+    let source: BTreeMap<String, Tensor> =
+        named.into_iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+    let params = ParamBuilder::load(Arc::new(source), DType::F32, Device::Cpu).as_stored();
+    let v = danaus_kernel::ops::quantized::dequantize(&v, BlockType::Q8_0, 64).unwrap();
+    (params.pp("m"), [q, k, v, out])
+}
+
+const PARTS: [(&str, usize); 3] = [("q", 12), ("k", 4), ("v", 4)];
+
+#[test]
+fn parts_in_three_formats_act_as_one_matrix() {
+    let (params, [q, k, v, _]) = mixed_source();
+    let matrix = Format::Dense.build_stacked(&params, "qkv", &PARTS, 64, 1.0).unwrap();
+    let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+    let dense = Tensor::cat(&[&wide(&q), &wide(&k), &wide(&v)], 0).unwrap();
+    assert_eq!([matrix.rows(), matrix.cols()], [20, 64]);
+    assert_close("to_dense", &matrix.to_dense().unwrap(), &dense, 0.0);
+    // Stored bytes: 4 a weight, 2 a weight, 34 for 32 weights.
+    assert_eq!(matrix.bytes(), 12 * 64 * 4 + 4 * 64 * 2 + 4 * 2 * 34);
+    let x = randn(5, &[3, 64], DType::F32);
+    let (bias, residual) = (randn(6, &[20], DType::F32), randn(7, &[3, 20], DType::F32));
+    let extras = Extras { bias: Some(&bias), activation: None, residual: Some(&residual) };
+    let y = matrix.apply(&x, extras).unwrap();
+    let exact = wide(&x).matmul(&dense.transpose(0, 1).unwrap()).unwrap();
+    let exact = exact.add(&wide(&bias)).unwrap().add(&wide(&residual)).unwrap();
+    // Sums of 64 products in f32.
+    assert_close("apply", &y, &exact, 2e-6);
+    let z = randn(8, &[2, 20], DType::F32);
+    let transposed = matrix.apply_transpose(&z).unwrap();
+    assert_close("transpose", &transposed, &wide(&z).matmul(&dense).unwrap(), 2e-6);
+    let ids = [19i64, 0, 13, 12, 19, 15];
+    let chosen = Tensor::from_slice(&ids, [2, 3], &Device::Cpu).unwrap();
+    let rows = dense.index_select(0, &chosen.reshape([6]).unwrap()).unwrap();
+    let gathered = matrix.gather_rows(&chosen).unwrap();
+    assert_eq!(gathered.dims(), [2, 3, 64]);
+    assert_close("gather", &gathered.reshape([6, 64]).unwrap(), &rows, 0.0);
+    let chosen = chosen.reshape([6]).unwrap();
+    let some = matrix.apply_rows(&x, &chosen).unwrap();
+    let exact = wide(&x).matmul(&rows.transpose(0, 1).unwrap()).unwrap();
+    assert_close("apply_rows", &some, &exact, 2e-6);
+    for count in [2, 5, 10] {
+        let shards = (0..count).map(|index| matrix.shard_rows(index, count).unwrap());
+        let shards: Vec<Tensor> = shards.map(|shard| wide(&shard.to_dense().unwrap())).collect();
+        let joined = Tensor::cat(&shards.iter().collect::<Vec<_>>(), 0).unwrap();
+        assert_close("shards", &joined, &dense, 0.0);
+    }
+}
+
+/// A row of the stack has the same bits in every batch, whatever the formats.
+#[test]
+fn stored_formats_are_invariant() {
+    let (params, _) = mixed_source();
+    let qkv = Format::Dense.build_stacked(&params, "qkv", &PARTS, 64, 1.0).unwrap();
+    let out = Format::Dense.build(&params.pp("out"), [10, 64], 1.0).unwrap();
+    assert_eq!(out.parameters()[0].tensor().dtype(), DType::F16);
+    let x = randn(5, &[30, 64], DType::F32);
+    for matrix in [qkv, out] {
+        let all = matrix.apply(&x, Extras::default()).unwrap().to_vec::<f32>().unwrap();
+        for (first, len) in [(0, 1), (7, 5), (12, 9)] {
+            let part = matrix.apply(&x.narrow(0, first, len).unwrap(), Extras::default()).unwrap();
+            let rows = matrix.rows();
+            assert_eq!(part.to_vec::<f32>().unwrap(), all[first * rows..(first + len) * rows]);
+        }
+    }
+}
+
+#[test]
+fn the_source_decides_what_is_built() {
+    let (params, [q, ..]) = mixed_source();
+    let dtype = |matrix: &dyn StructuredMatrix| matrix.parameters()[0].tensor().dtype();
+    let k = Format::Dense.build(&params.pp("k"), [4, 64], 1.0).unwrap();
+    assert_eq!(dtype(&*k), DType::BF16);
+    // Gathered rows of a table keep its dtype; an f64 x casts what it meets.
+    let ids = Tensor::from_vec(vec![3i64], [1], &Device::Cpu).unwrap();
+    assert_eq!(k.gather_rows(&ids).unwrap().dtype(), DType::BF16);
+    let v = Format::Dense.build(&params.pp("v"), [4, 64], 1.0).unwrap();
+    assert_eq!((v.parameters()[0].name(), dtype(&*v)), ("m.v.q8_0", DType::U8));
+    let x = randn(1, &[2, 64], DType::F64);
+    for matrix in [k, v] {
+        let exact = x.matmul(
+            &matrix.to_dense().unwrap().to_dtype(DType::F64).unwrap().transpose(0, 1).unwrap(),
+        );
+        assert_close("f64", &matrix.apply(&x, Extras::default()).unwrap(), &exact.unwrap(), 1e-13);
+    }
+    // Without `as_stored`, floats come in the builder's dtype, and blocks stay blocks.
+    let source: BTreeMap<String, Tensor> =
+        [("k.weight".into(), q.to_dtype(DType::BF16).unwrap())].into();
+    let params = ParamBuilder::load(Arc::new(source), DType::F32, Device::Cpu);
+    let k = Format::Dense.build(&params.pp("k"), [12, 64], 1.0).unwrap();
+    assert_eq!(dtype(&*k), DType::F32);
+    // The whole matrix is taken where it is there; new models get it; errors name it.
+    let parts = [("q", 6), ("k", 6)];
+    let whole = Format::Dense.build_stacked(&params, "k", &parts, 64, 1.0);
+    assert!(whole.is_err(), "made twice");
+    let new = ParamBuilder::init(1, DType::F32, Device::Cpu);
+    let whole = Format::Dense.build_stacked(&new, "qk", &parts, 64, 1.0).unwrap();
+    assert_eq!(whole.parameters()[0].name(), "qk.weight");
+    let absent = Format::Dense.build_stacked(&params, "qkv", &[("x", 3)], 64, 1.0).map(|_| ());
+    assert!(absent.unwrap_err().to_string().contains("qkv.weight is missing"));
+    let wrong = Format::Dense.build(&params.pp("k"), [11, 64], 1.0).map(|_| ()).unwrap_err();
+    assert!(wrong.to_string().contains("k.weight has shape"), "{wrong}");
+}
+
+#[test]
+fn matrices_are_quantised_on_the_way() {
+    let weight = randn(9, &[6, 256], DType::F32);
+    for kind in [BlockType::Q8_0, BlockType::Q4_0, BlockType::Q4K] {
+        let matrix = Quantized::from_dense("w", &weight, kind).unwrap();
+        assert_eq!(matrix.parameters()[0].name(), format!("w.{kind}"));
+        // Half a step of 254 or 15 over a range of about eight; see the encoder's own test.
+        let bound = if kind == BlockType::Q8_0 { 0.01 } else { 0.15 };
+        assert_close(kind.name(), &matrix.to_dense().unwrap(), &weight, bound);
+    }
+    let message = Quantized::from_dense("w", &weight, BlockType::Q6K).map(|_| ()).unwrap_err();
+    assert!(message.to_string().contains("valid is q8_0, q4_0, q4_k"));
 }

@@ -25,7 +25,7 @@ fn configs() -> Vec<Config> {
     let mut learned = shrink(presets::transformer());
     learned.learned_positions = true;
     let mut gated = shrink(presets::quickstart(40));
-    gated.mlp = crate::config::MlpConfig::Swiglu { d_ff: 20 };
+    gated.mlp = crate::config::MlpConfig::Gated { d_ff: 20, activation: "silu".into(), bias: true };
     vec![learned, gated, shrink(presets::mamba2())]
 }
 

@@ -1,4 +1,4 @@
-//! Eight lanes with AVX2 and FMA.
+//! Eight lanes with AVX2, FMA and F16C.
 
 use super::Simd;
 use std::arch::x86_64::*;
@@ -23,6 +23,7 @@ impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
     type M = __m256;
+    type Table = [__m256; 2];
 
     #[inline(always)]
     fn zero(self) -> __m256 {
@@ -160,6 +161,43 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn shr_i<const N: u32>(self, a: __m256i) -> __m256i {
         unsafe { _mm256_srlv_epi32(a, _mm256_set1_epi32(N as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m256i {
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> __m256i {
+        unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())) }
+    }
+    #[inline(always)]
+    fn positive_i(self, a: __m256i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, _mm256_setzero_si256())) }
+    }
+    #[inline(always)]
+    fn widen_half(self, bits: u16) -> f32 {
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
+    fn table(self, values: &[f32; 16]) -> [__m256; 2] {
+        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values[8..].as_ptr())] }
+    }
+    #[inline(always)]
+    fn scale_table(self, table: [__m256; 2], factor: __m256) -> [__m256; 2] {
+        unsafe { [_mm256_mul_ps(table[0], factor), _mm256_mul_ps(table[1], factor)] }
+    }
+    #[inline(always)]
+    fn shift_table(self, table: [__m256; 2], addend: __m256) -> [__m256; 2] {
+        unsafe { [_mm256_add_ps(table[0], addend), _mm256_add_ps(table[1], addend)] }
+    }
+    #[inline(always)]
+    fn lookup(self, table: [__m256; 2], index: __m256i) -> __m256 {
+        unsafe {
+            // The permutation reads three bits of the index; the fourth becomes the sign that blends.
+            let low = _mm256_permutevar8x32_ps(table[0], index);
+            let high = _mm256_permutevar8x32_ps(table[1], index);
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+        }
     }
     #[inline(always)]
     fn reduce_add(self, a: __m256) -> f32 {

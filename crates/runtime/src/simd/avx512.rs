@@ -23,6 +23,7 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
+    type Table = __m512;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -155,6 +156,38 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn shr_i<const N: u32>(self, a: __m512i) -> __m512i {
         unsafe { _mm512_srli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m512i {
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    fn positive_i(self, a: __m512i) -> __mmask16 {
+        unsafe { _mm512_cmpgt_epi32_mask(a, _mm512_setzero_si512()) }
+    }
+    #[inline(always)]
+    fn widen_half(self, bits: u16) -> f32 {
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
+    fn table(self, values: &[f32; 16]) -> __m512 {
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+    #[inline(always)]
+    fn scale_table(self, table: __m512, factor: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(table, factor) }
+    }
+    #[inline(always)]
+    fn shift_table(self, table: __m512, addend: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(table, addend) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: __m512, index: __m512i) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(index, table) }
     }
     #[inline(always)]
     fn reduce_add(self, a: __m512) -> f32 {

@@ -53,6 +53,23 @@ pub fn exp_negative<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(s.lt(x, s.splat(-87.336_55)), s.zero(), value)
 }
 
+/// 2^x, the cheapest exponential: no product before the range reduction and no select after it. Below
+/// -126 the result is 2^-126, as good as 0 for a factor; from 127.5 on it is infinite; NaN stays NaN; 2^0
+/// is exactly 1.
+#[inline(always)]
+pub fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
+    // The order of the arguments keeps NaN.
+    let clamped = s.min(s.splat(128.0), s.max(s.splat(-126.0), x));
+    let n = s.round(clamped);
+    let r = s.sub(clamped, n);
+    // Least relative error on [-1/2, 1/2] with a constant term of 1: 2e-9.
+    let mut p = s.splat(1.535_336_2e-4);
+    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_4e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    s.mul(p, pow2_integer(s, n))
+}
+
 /// ln x for positive normal x; -inf at 0, NaN below, +inf stays.
 #[inline(always)]
 pub fn ln<S: Simd>(s: S, x: S::F) -> S::F {

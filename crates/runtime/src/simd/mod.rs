@@ -55,6 +55,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// One truth value a lane.
     type M: Copy;
+    /// Sixteen `f32` to look lanes up in.
+    type Table: Copy;
 
     /// All lanes 0.
     fn zero(self) -> Self::F;
@@ -140,6 +142,29 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[allow(clippy::wrong_self_convention)]
     fn from_bits(self, a: Self::I) -> Self::F;
 
+    /// Reads one byte a lane, without sign.
+    ///
+    /// # Safety
+    /// `LANES` bytes are readable at `from`.
+    unsafe fn load_u8(self, from: *const u8) -> Self::I;
+    /// Reads one byte a lane, with sign.
+    ///
+    /// # Safety
+    /// `LANES` bytes are readable at `from`.
+    unsafe fn load_i8(self, from: *const u8) -> Self::I;
+    /// `a > 0` lane by lane.
+    fn positive_i(self, a: Self::I) -> Self::M;
+    /// The value of an f16 bit pattern.
+    fn widen_half(self, bits: u16) -> f32;
+    /// A table of these values.
+    fn table(self, values: &[f32; 16]) -> Self::Table;
+    /// Every value times `factor` (the same in all lanes).
+    fn scale_table(self, table: Self::Table, factor: Self::F) -> Self::Table;
+    /// Every value plus `addend` (the same in all lanes).
+    fn shift_table(self, table: Self::Table, addend: Self::F) -> Self::Table;
+    /// The value at the low four bits of each lane's index; the other bits do not matter.
+    fn lookup(self, table: Self::Table, index: Self::I) -> Self::F;
+
     /// Sum of all lanes in a fixed (pairwise) order.
     fn reduce_add(self, a: Self::F) -> f32;
     /// Largest lane.
@@ -159,7 +184,7 @@ pub trait Kernel {
 pub enum Isa {
     /// Plain Rust on eight lanes, for any processor.
     Portable,
-    /// AVX2 with FMA, eight lanes.
+    /// AVX2 with FMA and F16C, eight lanes.
     Avx2,
     /// AVX-512 F/BW/DQ/VL, sixteen lanes.
     Avx512,
@@ -174,7 +199,11 @@ impl Isa {
         match self {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -244,13 +273,13 @@ pub fn with_isa<R: Send>(isa: Isa, work: impl FnOnce() -> R + Send) -> Option<R>
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,popcnt")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx512::new_unchecked())
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,popcnt")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     kernel.run(Avx2::new_unchecked())
 }

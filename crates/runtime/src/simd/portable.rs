@@ -23,6 +23,7 @@ impl Simd for Portable {
     type F = [f32; N];
     type I = [i32; N];
     type M = [bool; N];
+    type Table = [f32; 16];
 
     #[inline(always)]
     fn zero(self) -> [f32; N] {
@@ -160,6 +161,40 @@ impl Simd for Portable {
         a.map(|a| f32::from_bits(a as u32))
     }
 
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> [i32; N] {
+        // SAFETY: promised by the caller.
+        std::array::from_fn(|lane| i32::from(unsafe { *from.add(lane) }))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> [i32; N] {
+        // SAFETY: promised by the caller.
+        std::array::from_fn(|lane| i32::from(unsafe { *from.add(lane) } as i8))
+    }
+    #[inline(always)]
+    fn positive_i(self, a: [i32; N]) -> [bool; N] {
+        a.map(|a| a > 0)
+    }
+    #[inline(always)]
+    fn widen_half(self, bits: u16) -> f32 {
+        half::f16::from_bits(bits).to_f32()
+    }
+    #[inline(always)]
+    fn table(self, values: &[f32; 16]) -> [f32; 16] {
+        *values
+    }
+    #[inline(always)]
+    fn scale_table(self, table: [f32; 16], factor: [f32; N]) -> [f32; 16] {
+        table.map(|value| value * factor[0])
+    }
+    #[inline(always)]
+    fn shift_table(self, table: [f32; 16], addend: [f32; N]) -> [f32; 16] {
+        table.map(|value| value + addend[0])
+    }
+    #[inline(always)]
+    fn lookup(self, table: [f32; 16], index: [i32; N]) -> [f32; N] {
+        index.map(|index| table[(index & 15) as usize])
+    }
     #[inline(always)]
     fn reduce_add(self, a: [f32; N]) -> f32 {
         let half: [f32; 4] = std::array::from_fn(|lane| a[lane] + a[lane + 4]);

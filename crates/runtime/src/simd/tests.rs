@@ -67,10 +67,32 @@ macro_rules! check {
 
 check!(exp, f64::exp, -87.0, 88.0, 2.5e-7);
 check!(exp_negative, f64::exp, -87.0, 0.0, 2.5e-7);
+check!(exp2, f64::exp2, -126.0, 127.0, 2.5e-7);
 check!(ln, f64::ln, 1e-30, 100.0, 2.5e-7);
 check!(sigmoid, |x: f64| 1.0 / (1.0 + (-x).exp()), -80.0, 80.0, 4e-7);
 check!(tanh, f64::tanh, -12.0, 12.0, 4e-7);
 check!(softplus, |x: f64| x.exp().ln_1p(), -60.0, 40.0, 6e-7);
+
+#[test]
+fn special_values_of_exp2() {
+    struct F;
+    impl Function for F {
+        #[inline(always)]
+        fn call<S: Simd>(&self, s: S, x: S::F) -> S::F {
+            math::exp2(s, x)
+        }
+    }
+    for isa in Isa::ALL {
+        let input = [f32::NEG_INFINITY, f32::INFINITY, -1000.0, 0.0, 1000.0, f32::NAN];
+        let mut output = [9f32; 6];
+        if with_isa(isa, || dispatch(Map(&input, &mut output, F))).is_none() {
+            continue;
+        }
+        let (least, most) = (f32::MIN_POSITIVE, f32::INFINITY);
+        assert_eq!(output[..5], [least, most, least, 1.0, most], "{isa:?}");
+        assert!(output[5].is_nan(), "{isa:?}: exp2(NaN) = {}", output[5]);
+    }
+}
 
 #[test]
 fn special_values_of_exp() {
@@ -150,6 +172,69 @@ fn bf16_rounds_like_the_half_crate() {
         let mut output = vec![0u16; input.len()];
         if with_isa(isa, || dispatch(Round(&input, &mut output))).is_some() {
             assert_eq!(output, expected, "{isa:?}");
+        }
+    }
+}
+
+/// Bytes, signs, tables and masks: exact on every instruction set, for all byte values.
+#[test]
+fn bytes_and_tables_are_exact() {
+    struct Bytes<'a> {
+        bytes: &'a [u8],
+        values: &'a [f32; 16],
+        unsigned: &'a mut [f32],
+        signed: &'a mut [f32],
+        looked_up: &'a mut [f32],
+        masked: &'a mut [f32],
+    }
+    impl Kernel for Bytes<'_> {
+        type Out = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let table = s.scale_table(s.table(self.values), s.splat(0.5));
+            let table = s.shift_table(table, s.splat(-3.0));
+            for start in (0..256).step_by(S::LANES) {
+                // SAFETY: 256 is a multiple of every vector's length; all slices are that long.
+                unsafe {
+                    let unsigned = s.load_u8(self.bytes.as_ptr().add(start));
+                    let signed = s.load_i8(self.bytes.as_ptr().add(start));
+                    s.store(self.unsigned.as_mut_ptr().add(start), s.from_i(unsigned));
+                    s.store(self.signed.as_mut_ptr().add(start), s.from_i(signed));
+                    let found = s.lookup(table, unsigned);
+                    s.store(self.looked_up.as_mut_ptr().add(start), found);
+                    let mask = s.positive_i(signed);
+                    let chosen = s.select(mask, s.splat(1.0), s.splat(-1.0));
+                    s.store(self.masked.as_mut_ptr().add(start), chosen);
+                }
+            }
+        }
+    }
+    struct Half(u16);
+    impl Kernel for Half {
+        type Out = f32;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> f32 {
+            s.widen_half(self.0)
+        }
+    }
+    let bytes: Vec<u8> = (0..=255).collect();
+    let values: [f32; 16] = std::array::from_fn(|i| (i * i) as f32 - 7.25);
+    for isa in Isa::ALL {
+        let mut out = [(); 4].map(|()| vec![0f32; 256]);
+        let [unsigned, signed, looked_up, masked] = &mut out;
+        let kernel = Bytes { bytes: &bytes, values: &values, unsigned, signed, looked_up, masked };
+        if with_isa(isa, || dispatch(kernel)).is_none() {
+            continue;
+        }
+        for (i, &byte) in bytes.iter().enumerate() {
+            assert_eq!(out[0][i], f32::from(byte), "{isa:?}");
+            assert_eq!(out[1][i], f32::from(byte as i8), "{isa:?}");
+            assert_eq!(out[2][i], values[i % 16] * 0.5 - 3.0, "{isa:?} {i}");
+            assert_eq!(out[3][i], if byte as i8 > 0 { 1.0 } else { -1.0 }, "{isa:?} {i}");
+        }
+        for bits in [0u16, 1, 0x03ff, 0x3c00, 0xc500, 0x7bff, 0x7c00, 0xfc00] {
+            let value = with_isa(isa, || dispatch(Half(bits)));
+            assert_eq!(value, Some(half::f16::from_bits(bits).to_f32()), "{isa:?} {bits:x}");
         }
     }
 }

@@ -21,6 +21,14 @@ const WANTED_TILES: usize = 32;
 const LEAST_TILE_WORK: usize = 2 << 20;
 /// Multiply-adds below which a product runs on the calling thread.
 const LEAST_PARALLEL_WORK: usize = 1 << 20;
+/// The same for the elements of the larger operand: a few rows times a matrix take as long as the
+/// matrix takes to be read.
+const LEAST_PARALLEL_ELEMENTS: usize = 1 << 18;
+
+/// Whether an m x n x k product is worth more than one thread.
+pub fn worth_threads(m: usize, n: usize, k: usize) -> bool {
+    m * n * k > LEAST_PARALLEL_WORK || m.max(n) * k > LEAST_PARALLEL_ELEMENTS
+}
 
 /// `len` items cut into `count` runs whose lengths differ by at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +110,7 @@ impl Plan {
             column_tiles,
             own_strips: column_tiles.count == 1 || (column_tiles.count == 2 && p * cols >= 128),
             own_panels: row_tiles.count == 1,
-            parallel: m * n * k > LEAST_PARALLEL_WORK,
+            parallel: worth_threads(m, n, k),
         }
     }
 

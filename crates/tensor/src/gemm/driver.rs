@@ -10,7 +10,7 @@ use danaus_runtime::pool::Buffer;
 use danaus_runtime::threads;
 
 use super::Mat;
-use super::config::{Plan, SPAN, pieces};
+use super::config::{Plan, SPAN, pieces, worth_threads};
 use super::engine::Kernels;
 use super::epilogue::{Finish, Output};
 use super::scratch::{self, Slot};
@@ -125,7 +125,7 @@ impl<C: Output> Problem<C> {
             return unsafe { self.product(&plan, 0..self.depth, Target::Finish, parallel) };
         }
         let spans: Vec<Range<usize>> = pieces(self.depth, SPAN, 16).collect();
-        let parallel = self.parallel && m * n * self.depth > 1 << 20;
+        let parallel = self.parallel && worth_threads(m, n, self.depth);
         let elements = m * n;
         let total = scratch::buffer(elements * size_of::<C::Acc>());
         let at_once = plan.spans_at_once(spans.len());

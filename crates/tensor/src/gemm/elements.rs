@@ -1,7 +1,7 @@
 //! Which element types multiply, and the kernels that do it on this processor.
 
 use danaus_runtime::simd::{Isa, has_bf16_dot, isa};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::engine::{Kernels, Micro, Side};
 use super::epilogue::Output;
@@ -82,6 +82,21 @@ impl Times<bf16> for f32 {
     type Acc = f32;
     fn kernels() -> Kernels<f32> {
         let ((micro, wide), single, half) = single_precision();
+        Kernels { micro, wide, depth_per_unit: 1, a: single, b: half }
+    }
+}
+
+impl Times<f16> for f32 {
+    type Acc = f32;
+    fn kernels() -> Kernels<f32> {
+        let ((micro, wide), single, _) = single_precision();
+        let half = match isa() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Side { skinny: skinny::HALF, ..Side::packed(x86::pack_widened_half) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Side::packed(x86::pack_widened_half),
+            _ => Side::packed(portable::pack_widened_half),
+        };
         Kernels { micro, wide, depth_per_unit: 1, a: single, b: half }
     }
 }

@@ -1,8 +1,8 @@
 //! Matrix products on the CPU: `C = f(alpha A B + beta C)` on raw strided matrices.
 //!
 //! A is m x k, B is k x n, C is m x n, all with any strides (also zero and negative for A and B).
-//! Element types: f32, f64, bf16 (summed in f32, stored as bf16 or f32), and f32 times bf16 (weights
-//! kept in half precision). `f` is the [`Epilogue`]: bias, copy of the preactivation, activation,
+//! Element types: f32, f64, bf16 (summed in f32, stored as bf16 or f32), and f32 times bf16 or f16
+//! (weights kept in half precision). `f` is the [`Epilogue`]: bias, copy of the preactivation, activation,
 //! residual. No tensors here, no shape errors, no gradients: `matmul` and the kernels call this.
 //!
 //! # Method
@@ -65,6 +65,8 @@ mod x86;
 
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
 
 use danaus_runtime::threads;
 
@@ -163,6 +165,21 @@ where
     };
     // SAFETY: promised by the caller.
     unsafe { driver::run(problem) }
+}
+
+/// The last steps of a product alone, for sums that were computed elsewhere: finishes rows `at.0` and
+/// columns `at.1` of C from `sums`, whose first element belongs to the first of both.
+///
+/// # Safety
+/// `sums` is valid and has the shape of the ranges, which lie in C; the rest as [`gemm_with`].
+pub unsafe fn finish<C: Output>(
+    c: MatMut<C>,
+    sums: Mat<C::Acc>,
+    at: (Range<usize>, Range<usize>),
+    epilogue: &Epilogue<C>,
+) {
+    // SAFETY: promised by the caller.
+    unsafe { C::finish(&Finish::new(c, C::ONE, C::ZERO, epilogue), sums, at) }
 }
 
 /// Columns up to which a product with strided C counts as matrix times vectors.

@@ -5,7 +5,7 @@
 //! `2u` and `2u + 1` of k side by side. Lanes beyond the matrix are zero; an odd last element of k is
 //! paired with zero.
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// One strip to pack.
 pub struct Pack {
@@ -44,6 +44,8 @@ pub trait Packer {
 pub struct Same<T>(T);
 /// bf16 widened to f32.
 pub struct Widen;
+/// f16 widened to f32.
+pub struct WidenHalf;
 /// Two bf16 of successive k, the first in the low half.
 pub struct Pair;
 
@@ -64,6 +66,26 @@ impl Packer for Widen {
     #[inline(always)]
     fn unit(first: bf16, _: bf16) -> f32 {
         f32::from_bits(u32::from(first.to_bits()) << 16)
+    }
+}
+
+/// 2^112: the difference between the exponent offsets of f32 and f16.
+const HALF_OFFSET: f32 = f32::from_bits((112 + 127) << 23);
+
+impl Packer for WidenHalf {
+    type Source = f16;
+    type Unit = f32;
+    const DEPTH: usize = 1;
+    /// Without branches or calls, so that loops over it become vectors. Subnormals come out right by
+    /// the multiplication; infinities and NaN keep their highest exponent.
+    #[inline(always)]
+    fn unit(first: f16, _: f16) -> f32 {
+        let bits = u32::from(first.to_bits());
+        let (sign, magnitude) = ((bits & 0x8000) << 16, (bits & 0x7fff) << 13);
+        let finite = (f32::from_bits(magnitude) * HALF_OFFSET).to_bits();
+        let special = magnitude | 0x7f80_0000;
+        let value = if magnitude >= 0x7c00 << 13 { special } else { finite };
+        f32::from_bits(value | sign)
     }
 }
 

@@ -4,7 +4,7 @@
 //! target of the compiler has.
 
 use super::engine::{Engine, Micro, Tile, TileFn, multiply};
-use super::pack::{self, Pack, Same, Widen};
+use super::pack::{self, Pack, Same, Widen, WidenHalf};
 
 struct Plain<T>(T);
 
@@ -92,4 +92,10 @@ pub unsafe fn pack_f64(request: &Pack) {
 pub unsafe fn pack_widened(request: &Pack) {
     // SAFETY: promised by the caller.
     unsafe { pack::scalar::<Widen>(request, 0) }
+}
+
+/// Packs f16 as f32.
+pub unsafe fn pack_widened_half(request: &Pack) {
+    // SAFETY: promised by the caller.
+    unsafe { pack::scalar::<WidenHalf>(request, 0) }
 }

@@ -1,17 +1,16 @@
-//! One to four rows times a matrix whose columns are contiguous along k (weights stored as
+//! One to eight rows times a matrix whose columns are contiguous along k (weights stored as
 //! `[out, in]`), with AVX-512.
 //!
 //! Such a product reads the matrix once, so packing it would cost more than the arithmetic. Sixteen
 //! columns by sixteen units of k are loaded, transposed in registers and multiplied at once. The sums
 //! run over k one by one as in the register tiles, not in lanes along k as a dot product would, so
 //! the bits are those of the general path. It takes 64 shuffles for 1 KiB of matrix: with one a
-//! cycle, 16 bytes a cycle, more than memory delivers.
+//! cycle, 16 bytes a cycle, more than memory delivers. bf16 beside f32 is transposed in pairs and
+//! widened afterwards; f16 is widened first, at half the bytes a shuffle.
 
 use std::arch::x86_64::*;
 
-use half::bf16;
-
-use super::pack::{Packer, Pair, Same, Widen};
+use super::pack::{Packer, Pair, Same, Widen, WidenHalf};
 
 /// Arguments: `rows` of A packed (unit `d` of row `i` at `a + d * a_step + i * 4`), columns of B in
 /// place, and where the sums go.
@@ -39,10 +38,15 @@ pub struct Skinny {
 /// One compiled routine for a number of rows.
 pub type SkinnyFn = unsafe fn(&Skinny);
 
-/// Units of 32 bits, sixteen at a time.
+/// Vectors of sixteen 32-bit lanes of B.
 trait Units: Packer {
-    /// The first `count` of sixteen units; the others are zero.
+    /// Units of k in a lane: one, or two bf16 that are widened after the transposition, which so moves
+    /// twice as many elements.
+    const IN_LANE: usize;
+    /// The first `count` of `16 IN_LANE` units; the others are zero.
     unsafe fn load(from: *const u8, count: usize) -> __m512;
+    /// Unit `index` of every lane.
+    unsafe fn part(lanes: __m512, index: usize) -> __m512;
     /// `sum + a * b` for a unit of A in all lanes.
     unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512;
 }
@@ -51,13 +55,22 @@ fn first(count: usize) -> __mmask16 {
     if count >= 16 { u16::MAX } else { (1 << count) - 1 }
 }
 
+fn first_of_32(count: usize) -> __mmask32 {
+    if count >= 32 { u32::MAX } else { (1 << count) - 1 }
+}
+
 // SAFETY of every block: pointers are valid for `count` units and the processor has AVX-512 (and its
 // bf16 part for `Pair`), as the callers of the routines below promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Units for Same<f32> {
+    const IN_LANE: usize = 1;
     #[inline(always)]
     unsafe fn load(from: *const u8, count: usize) -> __m512 {
         unsafe { _mm512_maskz_loadu_ps(first(count), from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn part(lanes: __m512, _: usize) -> __m512 {
+        lanes
     }
     #[inline(always)]
     unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
@@ -67,17 +80,22 @@ impl Units for Same<f32> {
 
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Units for Widen {
+    const IN_LANE: usize = 2;
     #[inline(always)]
     unsafe fn load(from: *const u8, count: usize) -> __m512 {
         unsafe {
-            let mut narrow = _mm256_setzero_si256();
-            if count >= 16 {
-                narrow = _mm256_loadu_si256(from.cast());
-            } else {
-                let to = (&raw mut narrow).cast::<bf16>();
-                std::ptr::copy_nonoverlapping(from.cast::<bf16>(), to, count);
-            }
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+            let pairs = _mm512_maskz_loadu_epi16(first_of_32(count), from.cast());
+            _mm512_castsi512_ps(pairs)
+        }
+    }
+    #[inline(always)]
+    unsafe fn part(lanes: __m512, index: usize) -> __m512 {
+        unsafe {
+            let bits = _mm512_castps_si512(lanes);
+            _mm512_castsi512_ps(match index {
+                0 => _mm512_slli_epi32::<16>(bits),
+                _ => _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32)),
+            })
         }
     }
     #[inline(always)]
@@ -87,10 +105,32 @@ impl Units for Widen {
 }
 
 #[allow(clippy::undocumented_unsafe_blocks)]
+impl Units for WidenHalf {
+    const IN_LANE: usize = 1;
+    #[inline(always)]
+    unsafe fn load(from: *const u8, count: usize) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn part(lanes: __m512, _: usize) -> __m512 {
+        lanes
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, sum) }
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)]
 impl Units for Pair {
+    const IN_LANE: usize = 1;
     #[inline(always)]
     unsafe fn load(from: *const u8, count: usize) -> __m512 {
         unsafe { _mm512_maskz_loadu_ps(first(count), from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn part(lanes: __m512, _: usize) -> __m512 {
+        lanes
     }
     #[inline(always)]
     unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
@@ -141,6 +181,9 @@ unsafe fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
 /// Bytes that a column is fetched ahead: the stream of each column is short for the hardware.
 const AHEAD: usize = 512;
 
+/// Columns that are multiplied together.
+pub const COLUMNS: usize = 16;
+
 /// Sixteen columns (or the last few).
 ///
 /// # Safety
@@ -153,8 +196,8 @@ unsafe fn sixteen<U: Units, const ROWS: usize>(request: &Skinny, start: usize) {
     unsafe {
         let mut sums = [_mm512_setzero_ps(); ROWS];
         let mut a = request.a;
-        for unit in (0..request.depth).step_by(16) {
-            let units = (request.depth - unit).min(16);
+        for unit in (0..request.depth).step_by(16 * U::IN_LANE) {
+            let units = (request.depth - unit).min(16 * U::IN_LANE);
             let mut block = [_mm512_setzero_ps(); 16];
             for i in 0..columns {
                 let column = request.b.offset((start + i) as isize * request.column_bytes);
@@ -164,12 +207,15 @@ unsafe fn sixteen<U: Units, const ROWS: usize>(request: &Skinny, start: usize) {
             }
             let block = transpose(block);
             for d in 0..16 {
-                if d < units {
-                    for i in 0..ROWS {
-                        let value = _mm512_set1_ps(a.cast::<f32>().add(i).read_unaligned());
-                        sums[i] = U::multiply_add(value, block[d], sums[i]);
+                for part in 0..U::IN_LANE {
+                    if d * U::IN_LANE + part < units {
+                        let unit = U::part(block[d], part);
+                        for i in 0..ROWS {
+                            let value = _mm512_set1_ps(a.cast::<f32>().add(i).read_unaligned());
+                            sums[i] = U::multiply_add(value, unit, sums[i]);
+                        }
+                        a = a.offset(request.a_step);
                     }
-                    a = a.offset(request.a_step);
                 }
             }
         }
@@ -205,11 +251,20 @@ macro_rules! skinny_table {
         }
 
         /// Routines by number of rows minus one.
-        pub const $table: &[SkinnyFn] =
-            &[$function::<1>, $function::<2>, $function::<3>, $function::<4>];
+        pub const $table: &[SkinnyFn] = &[
+            $function::<1>,
+            $function::<2>,
+            $function::<3>,
+            $function::<4>,
+            $function::<5>,
+            $function::<6>,
+            $function::<7>,
+            $function::<8>,
+        ];
     };
 }
 
-skinny_table!(F32, skinny_f32, Same<f32>, "avx512f,avx512vl,avx2,fma");
-skinny_table!(WIDENED, skinny_widened, Widen, "avx512f,avx512vl,avx2,fma");
-skinny_table!(PAIRED, skinny_paired, Pair, "avx512f,avx512bf16,avx512vl,avx2,fma");
+skinny_table!(F32, skinny_f32, Same<f32>, "avx512f,avx512bw,avx512vl,avx2,fma");
+skinny_table!(WIDENED, skinny_widened, Widen, "avx512f,avx512bw,avx512vl,avx2,fma");
+skinny_table!(HALF, skinny_half, WidenHalf, "avx512f,avx512bw,avx512vl,avx2,fma");
+skinny_table!(PAIRED, skinny_paired, Pair, "avx512f,avx512bf16,avx512bw,avx512vl,avx2,fma");

@@ -20,7 +20,7 @@ use super::epilogue::Output;
 use super::pack::{Pack, PackFn};
 use super::scratch::{self, Slot};
 #[cfg(target_arch = "x86_64")]
-use super::skinny::{Skinny, SkinnyFn};
+use super::skinny::{self, Skinny, SkinnyFn};
 
 /// Where the sums of a span go.
 #[derive(Clone, Copy)]
@@ -280,10 +280,19 @@ impl<C: Output> Span<'_, C> {
         self.units(self.layout.depth).min(self.problem.kernels.micro.max_depth)
     }
 
+    /// Steps of A that a tile packs at a time.
+    fn own_units(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.layout.skinny.is_some() {
+            return self.units(self.layout.depth);
+        }
+        self.block_units()
+    }
+
     fn own_strips_bytes(&self) -> usize {
         if self.plan.own_strips && !self.layout.direct_a {
             let strips = self.plan.row_tiles.longest() * self.layout.strip_width;
-            self.block_units() * strips * self.problem.kernels.micro.unit_bytes
+            self.own_units() * strips * self.problem.kernels.micro.unit_bytes
         } else {
             0
         }
@@ -327,13 +336,18 @@ impl<C: Output> Span<'_, C> {
             let own_sums = own_panel.add(self.own_panel_bytes());
             let (sums, stride) = self.sums(rows.start, &columns, own_sums);
             let out = OutputTile { rows: rows.clone(), columns: columns.clone(), sums, stride };
-            for block in self.blocks() {
-                let strip_at = self.strips_of_tile(&block, &strips, memory);
-                #[cfg(target_arch = "x86_64")]
-                if let Some(routine) = self.layout.skinny {
-                    self.skinny_tile(routine, &out, &block, strip_at(0));
-                    continue;
+            #[cfg(target_arch = "x86_64")]
+            let blocks = match self.layout.skinny {
+                Some(routine) => {
+                    self.skinny_tile(routine, &out, &strips, memory);
+                    None
                 }
+                None => Some(self.blocks()),
+            };
+            #[cfg(not(target_arch = "x86_64"))]
+            let blocks = Some(self.blocks());
+            for block in blocks.into_iter().flatten() {
+                let strip_at = self.strips_of_tile(&block, &strips, memory);
                 if self.plan.own_panels {
                     for panel in panels.clone() {
                         let b = self.own_panel(&block, panel, own_panel);
@@ -361,29 +375,43 @@ impl<C: Output> Span<'_, C> {
         }
     }
 
-    /// All columns of a tile of few rows over one block of k.
+    /// All columns of a tile of few rows: all blocks of k of some columns before the next ones, so
+    /// that memory is read in runs as long as the span.
     #[cfg(target_arch = "x86_64")]
     unsafe fn skinny_tile(
         &self,
         routine: SkinnyFn,
         out: &OutputTile<C::Acc>,
-        block: &Range<usize>,
-        (a, a_step): (*const u8, isize),
+        strips: &Range<usize>,
+        memory: *mut u8,
     ) {
         let b = &self.problem.b;
-        // SAFETY: the tile's columns exist; sums are f32 wherever there is such a routine.
-        unsafe {
-            routine(&Skinny {
-                depth: self.units(block.len()),
-                a,
-                a_step,
-                b: b.at(out.columns.start, self.start + block.start),
-                column_bytes: b.lane_stride * b.element_bytes,
-                columns: out.columns.len(),
-                c: out.sums.cast(),
-                c_stride: out.stride,
-                accumulate: block.start > 0,
-            });
+        let mut room = memory;
+        let mut blocks = Vec::new();
+        for block in self.blocks() {
+            // SAFETY: `own_strips_bytes` gives room for the one strip of all blocks.
+            let a = unsafe { self.strips_of_tile(&block, strips, room)(0) };
+            room = room.wrapping_add(self.strip_bytes(&block));
+            blocks.push((block, a));
+        }
+        for first in out.columns.clone().step_by(skinny::COLUMNS) {
+            let columns = (out.columns.end - first).min(skinny::COLUMNS);
+            for (block, (a, a_step)) in &blocks {
+                // SAFETY: the columns exist; sums are f32 wherever there is such a routine.
+                unsafe {
+                    routine(&Skinny {
+                        depth: self.units(block.len()),
+                        a: *a,
+                        a_step: *a_step,
+                        b: b.at(first, self.start + block.start),
+                        column_bytes: b.lane_stride * b.element_bytes,
+                        columns,
+                        c: out.sums.add(first - out.columns.start).cast(),
+                        c_stride: out.stride,
+                        accumulate: block.start > 0,
+                    });
+                }
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use danaus_runtime::simd::{Isa, with_isa};
 use danaus_runtime::threads::with_threads;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::epilogue::activate_f64;
 use super::{
@@ -65,6 +65,16 @@ impl Number for bf16 {
         bf16::to_f64(self)
     }
     const ROUNDOFF: f64 = 4e-3;
+}
+
+impl Number for f16 {
+    fn from_f64(value: f64) -> f16 {
+        f16::from_f64(value)
+    }
+    fn to_f64(self) -> f64 {
+        f16::to_f64(self)
+    }
+    const ROUNDOFF: f64 = 5e-4;
 }
 
 /// A matrix with its storage; element (0, 0) may lie anywhere in it.
@@ -242,6 +252,11 @@ fn f32_times_bf16_matches_the_oracle() {
 }
 
 #[test]
+fn f32_times_f16_matches_the_oracle() {
+    Isa::ALL.into_iter().for_each(|isa| random_shapes::<f32, f16, f32>(isa, 80));
+}
+
+#[test]
 fn every_small_shape() {
     for (m, n, k) in (0..5 * 5 * 5).map(|i| (i % 5, i / 5 % 5, i / 25)) {
         let lies = [LAYOUTS[m % 4], LAYOUTS[n % 4], LAYOUTS[k % 4]];
@@ -271,6 +286,7 @@ fn large_shapes_of_every_path() {
         check::<f32, f32, f32>(1000, 1, 1100, lies, (1.0, 0.0), 10);
         check::<bf16, bf16, bf16>(3, 1000, 1101, lies, (1.0, 0.0), 11);
         check::<f32, bf16, f32>(5, 700, 513, lies, (1.0, 0.0), 12);
+        check::<f32, f16, f32>(8, 150, 2563, lies, (1.0, 0.0), 13);
     }
 }
 
@@ -279,11 +295,13 @@ fn product<T: Number + GemmElement>(a: &Owned<T>, b: &Owned<T>, threads: usize) 
     let (m, n) = (a.rows, b.cols);
     let mut c = Owned::<T>::random(m, n, Lies::RowMajor, &mut Random(3));
     let options = Options::<T> { parallel: threads > 0, ..Options::default() };
-    with_threads(threads.max(1), || {
+    let mut run = || {
         // SAFETY: the matrices own their storage.
         unsafe { gemm_with(c.mat_mut(), a.mat(), b.mat(), &options) };
         c.values()
-    })
+    };
+    // Another pool's threads do not know a forced instruction set.
+    if threads == 0 { run() } else { with_threads(threads, run) }
 }
 
 #[test]
@@ -314,7 +332,7 @@ fn a_row_does_not_depend_on_the_others() {
             let (m, n) = (150, 100);
             let a = Owned::<T>::random(m, k, Lies::RowMajor, random);
             let b = Owned::<T>::random(k, n, lies, random);
-            let all = product(&a, &b, 1);
+            let all = product(&a, &b, 0);
             for (first, rows) in [(0, 1), (149, 1), (37, 2), (40, 5), (3, 15), (20, 115)] {
                 let part = Owned {
                     origin: a.index(first, 0),
@@ -322,7 +340,7 @@ fn a_row_does_not_depend_on_the_others() {
                     data: a.data.clone(),
                     ..Owned { data: Vec::new(), ..a }
                 };
-                let found = product(&part, &b, 1);
+                let found = product(&part, &b, 0);
                 let expected = &all[first * n..(first + rows) * n];
                 assert!(found == expected, "{isa:?} k {k} rows {first}..+{rows} {lies:?}");
             }
@@ -333,7 +351,7 @@ fn a_row_does_not_depend_on_the_others() {
                     data: b.data.clone(),
                     ..Owned { data: Vec::new(), ..b }
                 };
-                let found = product(&a, &part, 1);
+                let found = product(&a, &part, 0);
                 let expected = |i: usize| all[i / cols * n + first + i % cols];
                 let same = (0..m * cols).all(|i| found[i] == expected(i));
                 assert!(same, "{isa:?} k {k} columns {first}..+{cols} {lies:?}");
@@ -347,6 +365,61 @@ fn a_row_does_not_depend_on_the_others() {
             compare::<bf16>(isa, 1201, lies);
             compare::<f64>(isa, 601, lies);
         }
+    }
+}
+
+/// Weights kept in half precision, stored `[out, in]`: every number of rows that has a routine of its
+/// own gives the bits of the general path, and those are the bits of widened weights.
+#[test]
+fn rows_beside_narrow_weights_do_not_depend_on_the_others() {
+    fn compare<B: Number>(isa: Isa, k: usize)
+    where
+        f32: Times<B, Acc = f32>,
+    {
+        with_isa(isa, || {
+            let random = &mut Random(15);
+            let (m, n) = (40, 75);
+            let a = Owned::<f32>::random(m, k, Lies::RowMajor, random);
+            let b = Owned::<B>::random(k, n, Lies::ColumnMajor, random);
+            let product = |first: usize, rows: usize| {
+                let mut c = Owned::<f32>::random(rows, n, Lies::RowMajor, &mut Random(3));
+                let part = Mat { ptr: a.data[a.index(first, 0)..].as_ptr(), rows, ..a.mat() };
+                // SAFETY: the matrices own their storage.
+                unsafe { gemm_with(c.mat_mut(), part, b.mat(), &Options::default()) };
+                c.values()
+            };
+            let all = product(0, m);
+            for rows in 1..=10 {
+                let expected = &all[rows * n..2 * rows * n];
+                assert!(product(rows, rows) == expected, "{isa:?} k {k}, {rows} rows");
+            }
+            let wide = Owned::<f32> {
+                data: b.data.iter().map(|&value| value.to_f64() as f32).collect(),
+                origin: b.origin,
+                rows: b.rows,
+                cols: b.cols,
+                row_stride: b.row_stride,
+                col_stride: b.col_stride,
+            };
+            assert!(super::tests::product(&a, &wide, 0) == all, "{isa:?} k {k}: widened");
+        });
+    }
+    for isa in Isa::ALL {
+        for k in [31, 64, 1000, 2500] {
+            compare::<bf16>(isa, k);
+            compare::<f16>(isa, k);
+        }
+    }
+}
+
+#[test]
+fn half_precision_of_every_value_is_widened_exactly() {
+    use super::pack::{Packer, WidenHalf};
+    for bits in 0..=u16::MAX {
+        let half = f16::from_bits(bits);
+        let (found, expected) = (WidenHalf::unit(half, half), half.to_f32());
+        let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+        assert!(same, "{bits:x}: {found} instead of {expected}");
     }
 }
 

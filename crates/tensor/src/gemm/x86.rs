@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::engine::{Engine, Micro, Tile, TileFn, multiply};
-use super::pack::{self, Pack, Packer, Pair, Same, Widen};
+use super::pack::{self, Pack, Packer, Pair, Same, Widen, WidenHalf};
 
 struct F32Avx512;
 struct F64Avx512;
@@ -196,6 +196,14 @@ impl Packer32 for Widen {
     }
 }
 
+impl Packer32 for WidenHalf {
+    #[inline(always)]
+    unsafe fn eight(from: *const half::f16) -> __m256 {
+        // SAFETY: promised by the caller.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+}
+
 /// Transposes eight vectors of eight 32-bit units.
 ///
 /// # Safety
@@ -293,6 +301,13 @@ pub unsafe fn pack_f32(request: &Pack) {
 pub unsafe fn pack_widened(request: &Pack) {
     // SAFETY: promised by the caller.
     unsafe { pack32::<Widen>(request) }
+}
+
+/// Packs f16 as f32.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn pack_widened_half(request: &Pack) {
+    // SAFETY: promised by the caller.
+    unsafe { pack32::<WidenHalf>(request) }
 }
 
 /// Packs bf16 as pairs along k.

@@ -8,7 +8,8 @@ use half::bf16;
 /// `sum + term`, into `sum`'s own memory where nobody else holds it.
 pub(crate) fn accumulate(mut sum: Tensor, term: &Tensor) -> Result<Tensor> {
     let same = sum.shape() == term.shape() && sum.dtype() == term.dtype();
-    if !(same && term.is_contiguous() && sum.is_unique()) {
+    // On a GPU the addition is a new tensor: memory comes from a pool in stream order.
+    if sum.device().is_cuda() || !(same && term.is_contiguous() && sum.is_unique()) {
         return sum.add(term);
     }
     match sum.dtype() {

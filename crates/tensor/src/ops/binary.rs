@@ -4,7 +4,7 @@
 //! numbers take the plain path here, which stretches operands by copying.
 
 use super::cast::map;
-use super::expr::{self, Expr};
+use super::expr::{self, Expr, Program, Statements};
 use super::fused::apply_expr;
 use crate::{Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
 use danaus_runtime::simd::Lane;
@@ -51,7 +51,14 @@ impl Op for Binary {
         Saves::inputs(&[0, 1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        if outputs[0].device().is_cuda() {
+            return self.run_cuda(inputs, &mut outputs[0]);
+        }
         let shape = outputs[0].shape().clone();
         let a = super::required(self.name(), inputs, 0)?.broadcast_to(&shape)?.contiguous()?;
         let b = super::required(self.name(), inputs, 1)?.broadcast_to(&shape)?.contiguous()?;
@@ -119,6 +126,19 @@ impl Arithmetic for i32 {
 }
 
 impl Binary {
+    /// Sums, differences and products of integers. Division has no GPU path: a divisor that would trap
+    /// must be an error, and nobody waits for the device here.
+    fn run_cuda(&self, inputs: Inputs, out: &mut Tensor) -> Result<()> {
+        let a = super::required(self.name(), inputs, 0)?;
+        let b = super::required(self.name(), inputs, 1)?;
+        if self.0 == Kind::Div || !matches!(a.dtype(), DType::I64 | DType::I32) {
+            return Err(Error::not_on_cuda(self.name(), a.dtype()));
+        }
+        let text = format!("b0[j] = op_{}<C>(a0[j], a1[j]);\n", self.name());
+        let statements = Statements { text, constants: Vec::new() };
+        super::elementwise::cuda::map(self.name(), "i64", &statements, &[a, b], out)
+    }
+
     fn run_as<T: Arithmetic>(&self, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
         let (a, b, out) = (a.as_slice::<T>()?, b.as_slice::<T>()?, out.as_slice_mut::<T>()?);
         match self.0 {
@@ -172,9 +192,19 @@ impl Op for Affine {
         Saves::none()
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let x = super::required(self.name(), inputs, 0)?.contiguous()?;
         let out = &mut outputs[0];
+        if out.device().is_cuda() {
+            let x = super::required(self.name(), inputs, 0)?;
+            let line = Expr::input(0).binary(expr::Binary::Mul, self.factor);
+            let line = Program::new(&[line.binary(expr::Binary::Add, self.shift)]);
+            return super::elementwise::evaluate(&line, &[Some(x)], std::slice::from_mut(out));
+        }
+        let x = super::required(self.name(), inputs, 0)?.contiguous()?;
         let (factor, shift) = (self.factor, self.shift);
         match x.dtype() {
             DType::F32 => {

@@ -1,7 +1,7 @@
 //! Casts between element types, and copies to row-major order.
 
 use super::elementwise::evaluate;
-use super::expr::{Expr, Program};
+use super::expr::{Expr, Program, Statements};
 use crate::{
     Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype,
 };
@@ -71,6 +71,10 @@ impl Op for Cast {
         Saves::inputs(&[0])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         convert(crate::ops::required(self.name(), inputs, 0)?, &mut outputs[0])
     }
@@ -83,6 +87,12 @@ impl Op for Cast {
 
 /// Writes `x` in the output's dtype.
 fn convert(x: &Tensor, out: &mut Tensor) -> Result<()> {
+    if x.device().is_cuda() {
+        // Integers by i64, which holds them exactly; everything else as a formula.
+        let ints = x.dtype().is_int() && out.dtype().is_int();
+        let wide = if ints { "i64" } else { super::elementwise::cuda::computing_type(&[x], out) };
+        return super::elementwise::cuda::map("to_dtype", wide, &Statements::copy(), &[x], out);
+    }
     match (x.dtype(), out.dtype()) {
         // Floats, and anything real to floats: blocks of vectors, from any strides.
         (from, DType::F64 | DType::F32 | DType::BF16 | DType::F16) if !from.is_complex() => {
@@ -163,6 +173,10 @@ impl Op for Contiguous {
 
     fn saves(&self) -> Saves {
         Saves::none()
+    }
+
+    fn on_cuda(&self) -> bool {
+        true
     }
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {

@@ -38,6 +38,10 @@ impl Op for Cat {
         Saves::none()
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let mut first = 0;
         for part in inputs.iter().flatten() {
@@ -85,6 +89,10 @@ impl Op for Pad {
 
     fn saves(&self) -> Saves {
         Saves::none()
+    }
+
+    fn on_cuda(&self) -> bool {
+        true
     }
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {

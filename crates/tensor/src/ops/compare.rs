@@ -2,7 +2,7 @@
 //!
 //! Comparisons give bool tensors; with NaN all are false but `ne`. Integers are compared exactly.
 
-use super::expr::{Binary, Expr, Unary};
+use super::expr::{Binary, Expr, Statements, Unary};
 use super::fused::apply_expr;
 use crate::{
     Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, match_dtype,
@@ -130,7 +130,19 @@ impl Op for CompareInts {
         Saves::none()
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        if outputs[0].device().is_cuda() {
+            let a = super::required(self.name(), inputs, 0)?;
+            let b = super::required(self.name(), inputs, 1)?;
+            let text = format!("b0[j] = op_{}<C>(a0[j], a1[j]);\n", self.name());
+            let statements = Statements { text, constants: Vec::new() };
+            let out = &mut outputs[0];
+            return super::elementwise::cuda::map(self.name(), "i64", &statements, &[a, b], out);
+        }
         let shape = outputs[0].shape().clone();
         let wide = |position| -> Result<Tensor> {
             let tensor = super::required(self.name(), inputs, position)?;
@@ -192,7 +204,19 @@ impl Op for Select {
         Ok(vec![Meta::new(shape, yes.dtype())])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        if outputs[0].device().is_cuda() {
+            let tensor = |position| super::required("where", inputs, position);
+            let choice = [tensor(0)?, tensor(1)?, tensor(2)?];
+            let text = String::from("b0[j] = a0[j] != 0 ? a1[j] : a2[j];\n");
+            let statements = Statements { text, constants: Vec::new() };
+            let out = &mut outputs[0];
+            return super::elementwise::cuda::map("where", "i64", &statements, &choice, out);
+        }
         let shape = outputs[0].shape().clone();
         let stretch = |position| -> Result<Tensor> {
             super::required("where", inputs, position)?.broadcast_to(&shape)?.contiguous()

@@ -3,6 +3,8 @@
 //! Copies only care about the size of an element, so they are compiled once a size. Large
 //! transpositions go through tiles, so that both sides use whole cache lines.
 
+pub(crate) mod cuda;
+
 use super::elementwise::{coalesce, start};
 use crate::{Element, Result, Tensor, match_dtype};
 use danaus_runtime::threads::{self, SharedMut};
@@ -50,6 +52,9 @@ pub(super) fn write_start(tensor: &mut Tensor) -> Result<*mut u8> {
 
 /// Copies `x`, of any layout, to the fresh tensor `out` of the same shape and dtype.
 pub(super) fn contiguous_into(x: &Tensor, out: &mut Tensor) -> Result<()> {
+    if x.device().is_cuda() {
+        return cuda::contiguous_into(x, out);
+    }
     let (dims, mut strides) = coalesce(x.shape(), &[Some(x.detach())]);
     let strides = strides.pop().unwrap_or_default();
     let to = write_start(out)?;
@@ -164,6 +169,9 @@ fn offset(dims: &[usize], strides: &[isize], mut index: usize) -> isize {
 
 /// Copies `part` into the positions from `first` on along `dim` of the fresh tensor `out`.
 pub(super) fn place(part: &Tensor, out: &mut Tensor, dim: usize, first: usize) -> Result<()> {
+    if part.device().is_cuda() {
+        return cuda::place(part, out, dim, first);
+    }
     let part = part.detach().contiguous()?;
     let inner: usize = out.dims()[dim + 1..].iter().product();
     let (width, row) = (part.dims()[dim] * inner, out.dims()[dim] * inner);
@@ -197,6 +205,9 @@ pub(super) fn fill<T: Element>(
     range: std::ops::Range<usize>,
     value: T,
 ) -> Result<()> {
+    if out.device().is_cuda() {
+        return cuda::fill(out, dim, range, value);
+    }
     let inner: usize = out.dims()[dim + 1..].iter().product();
     let row = out.dims()[dim] * inner;
     if row > 0 && !range.is_empty() {

@@ -1,4 +1,5 @@
-//! Tensors made from numbers: ranges, identity, triangles.
+//! Tensors made from numbers: ranges, identity, triangles. They are computed on the processor and
+//! moved to the device asked for.
 
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -8,9 +9,9 @@ impl Tensor {
     /// # Errors
     /// When there is no memory for it.
     pub fn arange(count: usize, device: &Device) -> Result<Tensor> {
-        let mut tensor = Tensor::empty([count], DType::I64, device)?;
+        let mut tensor = Tensor::empty([count], DType::I64, &Device::Cpu)?;
         (0..).zip(tensor.as_slice_mut::<i64>()?).for_each(|(index, value)| *value = index);
-        Ok(tensor)
+        tensor.to_device(device)
     }
 
     /// `start, start + step, ...` up to but without `end`.
@@ -23,11 +24,11 @@ impl Tensor {
             let given = format!("{start}..{end} by {step}");
             return Err(Error::argument("range", "range", given, "a step that leads to the end"));
         }
-        let mut tensor = Tensor::empty([count as usize], DType::F64, device)?;
+        let mut tensor = Tensor::empty([count as usize], DType::F64, &Device::Cpu)?;
         for (index, value) in tensor.as_slice_mut::<f64>()?.iter_mut().enumerate() {
             *value = start + index as f64 * step;
         }
-        tensor.to_dtype(dtype)
+        tensor.to_dtype(dtype)?.to_device(device)
     }
 
     /// `count` numbers from `start` to `end`, both included, evenly spaced.
@@ -41,14 +42,14 @@ impl Tensor {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        let mut tensor = Tensor::empty([count], DType::F64, device)?;
+        let mut tensor = Tensor::empty([count], DType::F64, &Device::Cpu)?;
         let steps = count.saturating_sub(1).max(1) as f64;
         for (index, value) in tensor.as_slice_mut::<f64>()?.iter_mut().enumerate() {
             // Weighted ends, so that the last one is exact.
             let weight = index as f64 / steps;
             *value = start * (1.0 - weight) + end * weight;
         }
-        tensor.to_dtype(dtype)
+        tensor.to_dtype(dtype)?.to_device(device)
     }
 
     /// The identity matrix.
@@ -71,7 +72,7 @@ impl Tensor {
         diagonal: i64,
         device: &Device,
     ) -> Result<Tensor> {
-        let mut mask = Tensor::empty([rows, columns], DType::Bool, device)?;
+        let mut mask = Tensor::empty([rows, columns], DType::Bool, &Device::Cpu)?;
         if columns > 0 {
             let lines = mask.as_slice_mut::<bool>()?.chunks_exact_mut(columns);
             for (row, line) in (0i64..).zip(lines) {
@@ -79,7 +80,7 @@ impl Tensor {
                 line[..end as usize].fill(true);
             }
         }
-        Ok(mask)
+        mask.to_device(device)
     }
 
     fn triangle(&self, op: &'static str, diagonal: i64, lower: bool) -> Result<Tensor> {

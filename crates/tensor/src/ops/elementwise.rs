@@ -6,7 +6,10 @@
 //! passed as one value, and everything else (other element types, odd strides) is first copied to a
 //! block of scratch. Formulas run in f64 for f64 tensors and in f32 for all others.
 
-use super::expr::{Operand, Program, Real, Registers};
+pub(crate) mod cuda;
+mod generate;
+
+use super::expr::{Expr, Operand, Program, Real, Registers};
 use crate::{DType, Element, Error, Result, Shape, Tensor, match_dtype, ops::cast::Number};
 use danaus_runtime::simd::{Kernel, Lane, Portable, Simd, dispatch};
 use danaus_runtime::threads::{self, SharedMut};
@@ -27,6 +30,9 @@ pub(crate) fn evaluate(
     outputs: &mut [Tensor],
 ) -> Result<()> {
     let Some(first) = outputs.first() else { return Ok(()) };
+    if first.device().is_cuda() {
+        return cuda::evaluate(program, inputs, outputs);
+    }
     let shape = first.shape().clone();
     let is_f64 = |tensor: &Tensor| tensor.dtype() == DType::F64;
     if outputs.iter().any(is_f64) || inputs.iter().flatten().any(|tensor| is_f64(tensor)) {
@@ -34,6 +40,16 @@ pub(crate) fn evaluate(
     } else {
         evaluate_as::<f32>(program, inputs, outputs, &shape)
     }
+}
+
+/// Computes formulas of `inputs` into fresh tensors, on whatever device they are; input `xi` is
+/// `inputs[i]`, stretched to the outputs' shape. For operators that are formulas inside.
+///
+/// # Errors
+/// When a dtype is not a float or bool, shapes do not stretch, or memory is missing.
+pub fn evaluate_into(exprs: &[Expr], inputs: &[&Tensor], outputs: &mut [Tensor]) -> Result<()> {
+    let inputs: Vec<Option<&Tensor>> = inputs.iter().map(|tensor| Some(*tensor)).collect();
+    evaluate(&Program::new(exprs), &inputs, outputs)
 }
 
 fn evaluate_as<T: Compute>(

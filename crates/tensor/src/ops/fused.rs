@@ -86,6 +86,10 @@ impl Op for Fused {
         Saves::inputs(&kept)
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         evaluate(&self.program, inputs, outputs)
     }

@@ -5,6 +5,8 @@
 //! order of the indices, each column by one task, so that repeated indices give the same bits on any
 //! number of threads; sums of bf16 and f16 are kept in f32.
 
+pub(crate) mod cuda;
+
 use super::copy::{contiguous_into, match_size, write_start};
 use super::elementwise::start;
 use crate::{
@@ -36,6 +38,10 @@ impl Split {
 /// The indices as contiguous i64, all inside `0..size`.
 fn checked(op: &'static str, index: &Tensor, size: usize) -> Result<Tensor> {
     let wide = index.detach().to_dtype(DType::I64)?.contiguous()?;
+    if wide.device().is_cuda() {
+        // Kernels check what they read; here nothing is read, and nobody waits.
+        return Ok(wide);
+    }
     let outside = |&value: &i64| usize::try_from(value).map_or(true, |value| value >= size);
     if let Some(place) = wide.as_slice::<i64>()?.iter().position(outside) {
         let given = format!("{} at position {place}", wide.as_slice::<i64>()?[place]);
@@ -90,11 +96,18 @@ impl Op for Gather {
         Saves::inputs(&[1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = super::required("gather", inputs, 0)?.detach().contiguous()?;
         let index = super::required("gather", inputs, 1)?;
         let split = Split::of(x.dims(), self.dim);
         let count = index.dims()[self.dim];
+        if x.device().is_cuda() {
+            return cuda::gather(split, count, &x, index, &mut outputs[0]);
+        }
         let index = checked("gather", index, split.size)?;
         let index = index.as_slice::<i64>()?;
         let to = write_start(&mut outputs[0])?;
@@ -164,12 +177,20 @@ impl Op for Scatter {
         Saves::inputs(&[1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = super::required(self.name(), inputs, 0)?;
         let index = super::required(self.name(), inputs, 1)?;
         let src = super::required(self.name(), inputs, 2)?;
         let split = Split::of(x.dims(), self.dim);
         let count = index.dims()[self.dim];
+        if x.device().is_cuda() {
+            let how = (split, count, self.add);
+            return cuda::scatter(how, x, index, src, &mut outputs[0]);
+        }
         let index = checked(self.name(), index, split.size)?;
         let index = index.as_slice::<i64>()?;
         let place = |outer: usize, m: usize, i: usize| {
@@ -333,10 +354,18 @@ impl Op for IndexSelect {
         Saves::inputs(&[1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = super::required(self.name(), inputs, 0)?.detach().contiguous()?;
         let index = super::required(self.name(), inputs, 1)?;
-        let Split { outer, size, inner } = Split::of(x.dims(), self.dim);
+        let split = Split::of(x.dims(), self.dim);
+        if x.device().is_cuda() {
+            return cuda::select(split, &x, index, &mut outputs[0]);
+        }
+        let Split { outer, size, inner } = split;
         let index = checked(self.name(), index, size)?;
         let index = index.as_slice::<i64>()?;
         let width = inner * x.dtype().size();
@@ -363,6 +392,18 @@ impl Op for IndexSelect {
     }
 }
 
+/// Picks positions along `dim` by the indices, of any shape and in row-major order, into a fresh tensor
+/// of that many positions. For operators that are a lookup inside.
+///
+/// # Errors
+/// When the index is not of an integer dtype, or one is outside (on a GPU: at the next wait).
+pub fn index_select_into(x: &Tensor, dim: usize, index: &Tensor, out: &mut Tensor) -> Result<()> {
+    check_index_dtype("index_select", index)?;
+    let list = index.detach().reshape([index.elem_count()])?;
+    let op = IndexSelect { dim, shape: x.shape().clone() };
+    op.run(&[Some(x), Some(&list)], std::slice::from_mut(out))
+}
+
 /// `y = x`, then `y[o, index[n], i] += src[o, n, i]`.
 struct IndexAdd {
     dim: usize,
@@ -385,11 +426,18 @@ impl Op for IndexAdd {
         Saves::inputs(&[1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = super::required(self.name(), inputs, 0)?;
         let index = super::required(self.name(), inputs, 1)?;
         let src = super::required(self.name(), inputs, 2)?;
         let split = Split::of(x.dims(), self.dim);
+        if x.device().is_cuda() {
+            return cuda::index_add(split, x, index, src, &mut outputs[0]);
+        }
         let index = checked(self.name(), index, split.size)?;
         let index = index.as_slice::<i64>()?;
         let shape = Write { split, count: index.len(), add: true };

@@ -4,6 +4,8 @@
 //! have any strides and are not copied; gradients are products with transposed views. f32 and f64 are
 //! summed in their own type, bf16 and f16 in f32. Complex products are four real ones on the parts.
 
+pub(crate) mod cuda;
+
 use super::elementwise::coalesce;
 use crate::gemm::{BatchStrides, GemmElement, Mat, MatMut, Options, Output, gemm_batched};
 use crate::{
@@ -56,9 +58,16 @@ impl Op for MatMul {
         Saves::inputs(&[0, 1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let (a, b) = (super::required("matmul", inputs, 0)?, super::required("matmul", inputs, 1)?);
         let out = &mut outputs[0];
+        if out.device().is_cuda() {
+            return cuda::product(a, b, out);
+        }
         match a.dtype() {
             DType::F64 => product::<f64>(a, b, out),
             DType::F32 => product::<f32>(a, b, out),

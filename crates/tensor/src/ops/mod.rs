@@ -21,6 +21,9 @@ mod unary;
 mod view;
 
 pub(crate) use accumulate::accumulate;
+pub(crate) use copy::cuda::fill_all as fill_cuda;
+pub use elementwise::evaluate_into;
+pub use index::index_select_into;
 pub use specs::SPECS;
 
 use crate::{Error, Inputs, Result, Tensor};
@@ -36,6 +39,26 @@ pub(crate) fn required<'a>(
 ) -> Result<&'a Tensor> {
     let tensor = inputs.get(index).copied().flatten();
     tensor.ok_or_else(|| Error::argument(op, format!("input {index}"), "missing", "a tensor"))
+}
+
+/// Sets all bytes of a fresh GPU tensor to zero.
+pub(crate) fn zero_cuda(out: &mut Tensor) -> Result<()> {
+    match out.storage_mut() {
+        Some(crate::storage::Storage::Cuda(buffer)) => Ok(buffer.set_bytes(0)?),
+        _ => Err(Error::internal("zero_cuda on a tensor that is shared or not on a GPU")),
+    }
+}
+
+/// Kernels of this crate that `danaus kernels build` compiles.
+pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
+    let families = [
+        copy::cuda::variants(),
+        elementwise::cuda::variants(),
+        index::cuda::variants(),
+        reduce::cuda::variants(),
+        crate::rng::cuda::variants(),
+    ];
+    families.into_iter().flatten().collect()
 }
 
 /// The only output of an operator.

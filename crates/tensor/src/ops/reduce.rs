@@ -6,6 +6,7 @@
 //! the same bits on any number of threads; lanes are fixed too, so that they do not depend on the
 //! instruction set. NaN wins every maximum and minimum, as in every other library of the field.
 
+pub(crate) mod cuda;
 mod fold;
 mod methods;
 
@@ -97,9 +98,16 @@ impl Op for Reduce {
         }
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = super::required(self.name(), inputs, 0)?.contiguous()?;
         let (extent, out) = (self.extent(), &mut outputs[0]);
+        if out.device().is_cuda() {
+            return cuda::fold(self.kind, extent, &x, out, false);
+        }
         match x.dtype() {
             DType::C64 => sum_complex::<f32>(&x, extent, out),
             DType::C128 => sum_complex::<f64>(&x, extent, out),
@@ -337,9 +345,16 @@ impl Op for ArgExtreme {
         Saves::none()
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = super::required(self.name(), inputs, 0)?.contiguous()?;
         let (extent, max) = (self.reduce.extent(), self.reduce.kind == Kind::Max);
+        if x.device().is_cuda() {
+            return cuda::fold(self.reduce.kind, extent, &x, &mut outputs[0], true);
+        }
         let out = outputs[0].as_slice_mut::<i64>()?;
         let position = |(_, index): (f64, usize)| index as i64;
         match x.dtype() {

@@ -22,6 +22,12 @@ const fn any(name: &'static str, shape: &'static str) -> Arg {
     Arg { name, shape, dtypes: ANY, optional: false }
 }
 
+/// A float, f16 included.
+const fn float_input(name: &'static str) -> Arg {
+    const FLOATS: &[DType] = &[DType::F64, DType::F32, DType::BF16, DType::F16];
+    Arg { name, shape: "any", dtypes: FLOATS, optional: false }
+}
+
 const fn number(name: &'static str) -> Arg {
     Arg { name, shape: "any", dtypes: NUMBERS, optional: false }
 }
@@ -76,7 +82,7 @@ macro_rules! spec {
 /// Functions of one float tensor.
 macro_rules! unary {
     ($name:literal, $summary:literal, $method:ident) => {
-        spec!($name, $summary, [Arg::float("x", "any")], [], |args| args.input("x")?.$method())
+        spec!($name, $summary, [float_input("x")], [], |args| args.input("x")?.$method())
     };
 }
 
@@ -115,7 +121,7 @@ fn dtype(args: &Args) -> Result<DType> {
     args.text("dtype").unwrap_or("f32").parse()
 }
 
-const X: Arg = Arg::float("x", "any");
+const X: Arg = float_input("x");
 const INDEX: Arg = Arg::int("index", "as x except along dim");
 const LIST: Arg = Arg::int("index", "count");
 const DTYPE: Attr = Attr::new("dtype", Kind::Text, "f32", "element type of the result");

@@ -28,10 +28,20 @@ pub struct OpSpec {
     pub call: fn(&Args) -> Result<Vec<Option<Tensor>>>,
 }
 
+impl OpSpec {
+    /// The input that a tensor of this name is; `name.*` stands for every name below it.
+    pub fn input(&self, name: &str) -> Option<&'static Arg> {
+        self.inputs.iter().find(|arg| match arg.prefix() {
+            Some(prefix) => name.len() > prefix.len() && name.starts_with(prefix),
+            None => arg.name == name,
+        })
+    }
+}
+
 /// A tensor input.
 #[derive(Clone, Copy, Debug)]
 pub struct Arg {
-    /// Name.
+    /// Name; `param.*` takes any number of tensors whose names begin with `param.`.
     pub name: &'static str,
     /// Shape in words, e.g. `batch seqlen heads head_dim`.
     pub shape: &'static str,
@@ -56,6 +66,11 @@ impl Arg {
     /// The same input, but it may be left out.
     pub const fn optional(self) -> Self {
         Self { optional: true, ..self }
+    }
+
+    /// What the names of a group of inputs begin with; `None` for a single input.
+    pub fn prefix(&self) -> Option<&'static str> {
+        self.name.strip_suffix('*')
     }
 }
 
@@ -119,10 +134,10 @@ impl<'a> Args<'a> {
         attributes: BTreeMap<String, String>,
     ) -> Result<Self> {
         let inputs: Vec<&str> = spec.inputs.iter().map(|arg| arg.name).collect();
-        if let Some(name) = tensors.keys().find(|name| !inputs.contains(&name.as_str())) {
+        if let Some(name) = tensors.keys().find(|name| spec.input(name).is_none()) {
             return Err(Error::argument(spec.name, "input", name, inputs.join(", ")));
         }
-        for arg in spec.inputs.iter().filter(|arg| !arg.optional) {
+        for arg in spec.inputs.iter().filter(|arg| !arg.optional && arg.prefix().is_none()) {
             if !tensors.contains_key(arg.name) {
                 let valid = format!("a tensor [{}]", arg.shape);
                 return Err(Error::argument(spec.name, arg.name, "missing", valid));
@@ -164,6 +179,14 @@ impl<'a> Args<'a> {
     /// An input that may be absent.
     pub fn optional(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
+    }
+
+    /// The tensors of a group of inputs, under the parts of their names behind the prefix.
+    pub fn group(&self, prefix: &str) -> BTreeMap<String, Tensor> {
+        let below = |(name, tensor): (&String, &Tensor)| {
+            Some((name.strip_prefix(prefix)?.to_string(), tensor.clone()))
+        };
+        self.tensors.iter().filter_map(below).collect()
     }
 
     /// The attribute's text: given, else the default; `None` when absent.

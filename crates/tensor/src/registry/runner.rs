@@ -1,11 +1,12 @@
 //! Calling an operator by name: casts, cotangents and gradients around [`OpSpec::call`].
 //!
 //! Inputs are looked up by the specification's names. With gradients, the cotangent of output `y` is
-//! the input named `grad_out.y` (missing means zero, unless all are missing: then ones), and the
-//! gradient of input `x` is returned as `grad.x`.
+//! the input named `grad_out.y` and the gradient of input `x` is returned as `grad.x`. A missing
+//! cotangent means zero. Where all are missing, they are ones: for the scalar outputs (losses) if there
+//! are any, else for all outputs.
 
-use super::{Args, OpSpec};
-use crate::{DType, Error, Result, Tensor, backward_with, no_grad};
+use super::{Arg, Args, OpSpec};
+use crate::{DType, Device, Error, Result, Tensor, backward_with, no_grad};
 use std::collections::BTreeMap;
 
 /// Every operator of the engine, by name.
@@ -25,6 +26,8 @@ pub struct Call {
     pub dtype: Option<DType>,
     /// Whether gradients are wanted.
     pub grad: bool,
+    /// Where to compute; inputs and cotangents are moved there, and results stay there.
+    pub device: Device,
 }
 
 impl Registry {
@@ -66,7 +69,9 @@ impl Registry {
     /// Whatever the arguments or the operator make wrong.
     pub fn run(&self, call: &Call) -> Result<BTreeMap<String, Tensor>> {
         let spec = self.find(&call.op)?;
+        let device = call.device.open()?;
         let (cotangents, inputs) = split_cotangents(spec, call)?;
+        let (cotangents, inputs) = (moved(cotangents, &device)?, moved(inputs, &device)?);
         let inputs = cast(spec, inputs, call.dtype)?;
         if !call.grad {
             let args = Args::new(spec, inputs, call.attributes.clone())?;
@@ -94,6 +99,10 @@ impl Registry {
 
 type Named = BTreeMap<String, Tensor>;
 
+fn moved(tensors: Named, device: &Device) -> Result<Named> {
+    tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?))).collect()
+}
+
 fn split_cotangents(spec: &OpSpec, call: &Call) -> Result<(Named, Named)> {
     let (mut cotangents, mut inputs) = (Named::new(), Named::new());
     for (name, tensor) in &call.tensors {
@@ -113,19 +122,30 @@ fn split_cotangents(spec: &OpSpec, call: &Call) -> Result<(Named, Named)> {
     Ok((cotangents, inputs))
 }
 
+/// Casts floating-point inputs, and complex ones to the type with parts of that size.
+///
+/// An input that exists in other types only (decay rates in f32) gets f32; a type that no input of the
+/// operator has is refused.
 fn cast(spec: &OpSpec, inputs: Named, dtype: Option<DType>) -> Result<Named> {
-    let allowed = |name: &str, dtype: DType| {
-        spec.inputs
-            .iter()
-            .find(|arg| arg.name == name)
-            .is_none_or(|arg| arg.dtypes.contains(&dtype))
-    };
+    let Some(dtype) = dtype else { return Ok(inputs) };
+    let real = inputs.iter().filter(|(_, tensor)| tensor.dtype().is_float());
+    let args: Vec<&Arg> = real.filter_map(|(name, _)| spec.input(name)).collect();
+    if !args.is_empty() && args.iter().all(|arg| !arg.dtypes.contains(&dtype)) {
+        let offered = |dtype: &&DType| args.iter().any(|arg| arg.dtypes.contains(dtype));
+        let floats = DType::ALL.iter().filter(|dtype| dtype.is_float()).filter(offered);
+        let names: Vec<&str> = floats.map(|dtype| dtype.name()).collect();
+        return Err(Error::argument(spec.name, "--dtype", dtype, names.join(", ")));
+    }
     let convert = |(name, tensor): (String, Tensor)| {
-        let wanted = dtype.filter(|_| tensor.dtype().is_float());
-        // An input that only exists in f32 (norm weights, decay rates) keeps the closest type it has.
-        let wanted = wanted.map(|dtype| if allowed(&name, dtype) { dtype } else { DType::F32 });
-        let tensor = wanted.map_or(Ok(tensor.clone()), |dtype| tensor.to_dtype(dtype))?;
-        Ok((name, tensor))
+        let allowed = spec.input(&name).is_none_or(|arg| arg.dtypes.contains(&dtype));
+        let wanted = match tensor.dtype() {
+            real if real.is_float() && allowed => dtype,
+            real if real.is_float() => DType::F32,
+            complex if complex.is_complex() && dtype == DType::F64 => DType::C128,
+            complex if complex.is_complex() => DType::C64,
+            other => other,
+        };
+        Ok((name, tensor.to_dtype(wanted)?))
     };
     inputs.into_iter().map(convert).collect()
 }
@@ -136,11 +156,13 @@ fn named(spec: &OpSpec, outputs: &[Option<Tensor>]) -> Named {
 }
 
 fn pull(spec: &OpSpec, outputs: &Named, cotangents: &Named) -> Result<crate::Gradients> {
+    let tracked = || outputs.iter().filter(|(_, output)| output.is_tracked());
+    let losses = tracked().any(|(_, output)| output.rank() == 0);
     let mut pairs = Vec::new();
-    for (name, output) in outputs.iter().filter(|(_, output)| output.is_tracked()) {
+    for (name, output) in tracked() {
         match cotangents.get(name) {
             Some(cotangent) => pairs.push((output.clone(), cotangent.clone())),
-            None if cotangents.is_empty() => {
+            None if cotangents.is_empty() && (output.rank() == 0 || !losses) => {
                 let ones = Tensor::full(1.0f64, output.shape(), &output.device())?;
                 pairs.push((output.clone(), ones));
             }

@@ -146,6 +146,25 @@ pub(crate) fn record_view(
     layout: crate::Layout,
     pull: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static,
 ) -> Tensor {
+    source.with_layout(layout, view_lineage(name, source, pull))
+}
+
+/// Connects the same elements on another device to their source.
+pub(crate) fn record_moved(
+    name: &'static str,
+    source: &Tensor,
+    moved: Tensor,
+    pull: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static,
+) -> Tensor {
+    moved.with_lineage(view_lineage(name, source, pull))
+}
+
+/// What a tensor with the elements of `source` remembers of it.
+fn view_lineage(
+    name: &'static str,
+    source: &Tensor,
+    pull: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static,
+) -> Lineage {
     struct ViewRule<F>(F);
     impl<F: Fn(&Tensor) -> Result<Tensor> + Send> Rule for ViewRule<F> {
         fn pull(
@@ -156,13 +175,12 @@ pub(crate) fn record_view(
             Ok(vec![grads[0].as_ref().map(&self.0).transpose()?])
         }
     }
-    let lineage = if is_recording() && source.is_tracked() && source.dtype().is_differentiable() {
+    if is_recording() && source.is_tracked() && source.dtype().is_differentiable() {
         let parents = vec![Parent::of(Some(source))];
         Lineage::Node(Node::new(name, parents, 1, Box::new(ViewRule(pull))), 0)
     } else {
         Lineage::None
-    };
-    source.with_layout(layout, lineage)
+    }
 }
 
 /// Connects several views of one tensor to it with a single node, whose rule sees all cotangents at

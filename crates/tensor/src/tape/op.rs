@@ -171,6 +171,12 @@ pub trait Op: Send + Sync + 'static {
         Level::Deterministic
     }
 
+    /// Whether `run` and `backward` work on a GPU, for the dtypes that their messages name. Operators
+    /// that say no are refused there by [`apply`].
+    fn on_cuda(&self) -> bool {
+        false
+    }
+
     /// What backward needs.
     fn saves(&self) -> Saves {
         Saves::all()
@@ -195,6 +201,9 @@ pub trait Op: Send + Sync + 'static {
 /// Whatever [`Op::infer`] or [`Op::run`] report, and inputs on different devices.
 pub fn apply(op: impl Op, inputs: Inputs) -> Result<Vec<Tensor>> {
     let device = common_device(op.name(), inputs)?;
+    if device.is_cuda() && !op.on_cuda() {
+        return Err(Error::not_on_cuda(op.name(), "this operator"));
+    }
     let metas = op.infer(inputs)?;
     let mut outputs = metas
         .into_iter()

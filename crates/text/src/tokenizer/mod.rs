@@ -16,6 +16,7 @@ mod encoder;
 mod settings;
 mod split;
 mod train;
+pub mod vocabulary;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -2,7 +2,8 @@
 //!
 //! A chart is a handful of polylines, ticks and a legend; that is less than a plotting library costs
 //! to build. Colours stand in the elements, for readers without style sheets, and again in the page's
-//! style sheet, which knows a dark scheme. Long curves are thinned to one point a pixel, each the mean of what it stands for.
+//! style sheet, which knows a dark scheme. Long curves are thinned to one point a pixel, each the mean
+//! of what it stands for.
 
 use std::fmt::Write;
 

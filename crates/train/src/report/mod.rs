@@ -184,6 +184,7 @@ fn tiles(lines: &[Line]) -> String {
     let last = |value: Value| lines.iter().rev().find_map(value);
     let mut speeds: Vec<f64> = lines.iter().filter_map(|line| line.tokens_per_s).collect();
     speeds.sort_by(f64::total_cmp);
+    let speed = speeds.get(speeds.len() / 2);
     let end = lines.last().cloned().unwrap_or_default();
     let minutes = end.seconds / 60.0;
     let shown = |value: Option<f64>, digits: usize| {
@@ -193,7 +194,7 @@ fn tiles(lines: &[Line]) -> String {
         ("steps", end.step.to_string()),
         ("tokens", grouped(end.tokens)),
         ("minutes", format!("{minutes:.1}")),
-        ("tokens/s (median)", shown(speeds.get(speeds.len() / 2).copied(), 0)),
+        ("tokens/s (median)", speed.map_or("-".to_string(), |speed| grouped(*speed as u64))),
         ("training loss", shown(last(|line| line.loss), 3)),
         ("held-out bits per byte", shown(last(|line| line.val_bits_per_byte), 3)),
     ];

@@ -83,7 +83,7 @@ fn numbers_are_those_of_the_run() {
     let page = report().html(&lines());
     assert!(page.contains("<strong>300</strong><span>steps"));
     assert!(page.contains("<strong>1\u{2009}228\u{2009}800</strong><span>tokens"));
-    assert!(page.contains("<strong>20151</strong><span>tokens/s (median)"));
+    assert!(page.contains("<strong>20\u{2009}151</strong><span>tokens/s (median)"));
     assert!(page.contains("<strong>2.500</strong><span>held-out bits per byte"));
     // The shortest bar comes first and is ours.
     let (ours, gzip) = (page.find("this model").unwrap(), page.find("gzip -9").unwrap());

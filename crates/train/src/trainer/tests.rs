@@ -115,6 +115,42 @@ fn divergence_stops_with_the_last_checkpoint() {
     assert!(error.to_string().contains("step-10"), "{error}");
 }
 
+/// With one checkpoint kept and one written after every step, none is written while the loss is high.
+#[test]
+fn checkpoints_wait_while_the_loss_is_high() {
+    let run = tempfile::tempdir().unwrap();
+    let mut toy = Toy::new(1);
+    toy.high_from = Some(3 * 12);
+    let divergence = Some(Divergence { factor: 4.0, patience: 3 });
+    let often = TrainConfig { checkpoint: Every::Steps(1), keep: 1, ..config("sgd", 20) };
+    let often = TrainConfig { divergence, ..often };
+    let error = train(&mut toy, often, run.path(), Start::New).unwrap_err();
+    assert!(error.to_string().contains("step-12"), "{error}");
+    let kept = run.path().join("checkpoints/step-12");
+    assert_eq!(Store::new(run.path()).latest().unwrap(), Some(kept));
+}
+
+/// An update may leave weights that are no numbers although loss and gradient were.
+#[test]
+fn weights_that_are_no_numbers_are_not_saved() {
+    let run = tempfile::tempdir().unwrap();
+    let often = |lr| {
+        let mut often = TrainConfig { checkpoint: Every::Steps(1), keep: 1, ..config("sgd", 4) };
+        often.optimizer.set_lr(lr);
+        often
+    };
+    train(&mut Toy::new(1), TrainConfig { steps: Some(2), ..often(0.1) }, run.path(), Start::New)
+        .unwrap();
+    let error = train(&mut Toy::new(1), often(1e300), run.path(), Start::Resume).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("step 3: the sum of a weight matrix") && text.contains("step-2"),
+        "{text}"
+    );
+    let kept = run.path().join("checkpoints/step-2");
+    assert_eq!(Store::new(run.path()).latest().unwrap(), Some(kept));
+}
+
 #[test]
 fn interruption_and_end_of_data_leave_a_checkpoint() {
     struct StopAt<'a>(u64, &'a AtomicBool);

@@ -16,6 +16,7 @@
 //! NaN; the limits at minus infinity are 0.
 
 pub mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 #[cfg(test)]
@@ -148,9 +149,16 @@ impl Op for Plain {
         Saves::inputs(&[0])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = dense(required(self.name(), inputs, 0, "x")?)?;
         let y = &mut outputs[0];
+        if x.device().is_cuda() {
+            return cuda::forward(self.0, &x, y);
+        }
         match_real!(self.name(), x.dtype(), T => {
             cpu::forward::<T>(self.0, x.as_slice()?, y.as_slice_mut()?);
         });
@@ -161,6 +169,10 @@ impl Op for Plain {
         let Some(dy) = &ctx.grads[0] else { return Ok(vec![None]) };
         let (x, dy) = (dense(ctx.input(0)?)?, dense(dy)?);
         let mut dx = empty_like(&x)?;
+        if x.device().is_cuda() {
+            cuda::backward(self.0, &x, &dy, &mut dx)?;
+            return Ok(vec![Some(dx)]);
+        }
         match_real!(self.name(), x.dtype(), T => {
             cpu::backward::<T>(self.0, x.as_slice()?, dy.as_slice()?, dx.as_slice_mut()?);
         });
@@ -187,10 +199,17 @@ impl Op for Gated {
         Saves::inputs(&[0, 1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let gate = dense(required(self.name(), inputs, 0, "gate")?)?;
         let up = dense(required(self.name(), inputs, 1, "up")?)?;
         let y = &mut outputs[0];
+        if gate.device().is_cuda() {
+            return cuda::gated_forward(self.0, &gate, &up, y);
+        }
         match_real!(self.name(), gate.dtype(), T => {
             cpu::gated_forward::<T>(self.0, gate.as_slice()?, up.as_slice()?, y.as_slice_mut()?);
         });
@@ -200,6 +219,11 @@ impl Op for Gated {
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         let Some(dy) = &ctx.grads[0] else { return Ok(vec![None, None]) };
         let (gate, up, dy) = (dense(ctx.input(0)?)?, dense(ctx.input(1)?)?, dense(dy)?);
+        if gate.device().is_cuda() {
+            let mut grads = [empty_like(&gate)?, empty_like(&gate)?];
+            cuda::gated_backward(self.0, [&gate, &up, &dy], &mut grads)?;
+            return Ok(grads.map(Some).to_vec());
+        }
         let (mut dgate, mut dup) = (empty_like(&gate)?, empty_like(&gate)?);
         match_real!(self.name(), gate.dtype(), T => {
             let inputs = (gate.as_slice()?, up.as_slice()?, dy.as_slice()?);
@@ -234,9 +258,17 @@ impl Op for Packed {
         Saves::inputs(&[0])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let packed = dense(required(self.name(), inputs, 0, "gate")?)?;
         let y = &mut outputs[0];
+        if packed.device().is_cuda() {
+            let [gate, up] = cuda::halves(&packed)?;
+            return cuda::gated_forward(self.0, &gate, &up, y);
+        }
         let width = y.dims().last().copied().unwrap_or(0);
         match_real!(self.name(), packed.dtype(), T => {
             cpu::packed_forward::<T>(self.0, width, packed.as_slice()?, y.as_slice_mut()?);
@@ -247,6 +279,12 @@ impl Op for Packed {
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         let Some(dy) = &ctx.grads[0] else { return Ok(vec![None]) };
         let (x, dy) = (dense(ctx.input(0)?)?, dense(dy)?);
+        if x.device().is_cuda() {
+            let [gate, up] = cuda::halves(&x)?;
+            let mut grads = [empty_like(&dy)?, empty_like(&dy)?];
+            cuda::gated_backward(self.0, [&gate, &up, &dy], &mut grads)?;
+            return Ok(vec![Some(Tensor::cat(&[&grads[0], &grads[1]], -1)?)]);
+        }
         let mut dx = empty_like(&x)?;
         let width = dy.dims().last().copied().unwrap_or(0);
         match_real!(self.name(), x.dtype(), T => {

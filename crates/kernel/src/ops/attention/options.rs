@@ -22,7 +22,8 @@ pub struct AttentionOptions {
     /// Sink logits (heads), with gradient.
     pub sinks: Option<Tensor>,
     /// Kept blocks of the score matrix, u8 or bool: (rows, columns), (heads, rows, columns) or (batch,
-    /// heads, rows, columns).
+    /// heads, rows, columns), blocks counted from the start of each sequence. With packed sequences
+    /// it is as large as the longest ones need.
     pub block_mask: Option<Tensor>,
     /// Rows and columns of a block of `block_mask`.
     pub block_size: Option<usize>,

@@ -279,14 +279,22 @@ impl Prepared {
         let Sizes { batch, heads, q_rows, k_rows, packed, .. } = self.sizes;
         let block_mask = optional(inputs, BLOCK_MASK);
         let keep = optional(inputs, KEEP);
-        if packed && (block_mask.is_some() || keep.is_some()) {
-            let name = NAMES[if keep.is_some() { KEEP } else { BLOCK_MASK }];
-            let what = format!("{name} with cu_seqlens_q");
-            return Err(Error::unsupported(OP, what, "use a dense batch with q_lens and k_lens"));
+        if packed && keep.is_some() {
+            let remedy = "use a dense batch with q_lens and k_lens, or a seed";
+            return Err(Error::unsupported(OP, "keep with cu_seqlens_q", remedy));
         }
         match (block_mask, self.attributes.block_size) {
             (Some(tensor), Some(size)) if size > 0 => {
-                let (rows, columns) = (q_rows.div_ceil(size), k_rows.div_ceil(size));
+                // The blocks of packed sequences are counted from each one's start.
+                let longest =
+                    |len: fn(&Sequence) -> usize| self.sequences.iter().map(len).max().unwrap_or(0);
+                let (q_most, k_most) = match packed {
+                    true => {
+                        (longest(|sequence| sequence.q_len), longest(|sequence| sequence.k_len))
+                    }
+                    false => (q_rows, k_rows),
+                };
+                let (rows, columns) = (q_most.div_ceil(size), k_most.div_ceil(size));
                 let dims = tensor.dims();
                 let full = [batch, heads, rows, columns];
                 if !(2..=4).contains(&dims.len()) || *dims != full[4 - dims.len()..] {

@@ -19,6 +19,7 @@
 //! [`causal_conv1d_varlen_states`] cuts such buffers out of a packed prompt.
 
 pub mod cpu;
+pub(crate) mod cuda;
 mod op;
 pub mod reference;
 mod update;
@@ -189,8 +190,7 @@ fn on_cpu(op: &'static str, tensor: &Tensor) -> Result<()> {
     if tensor.device() == Device::Cpu {
         return Ok(());
     }
-    let what = format!("a tensor on {}", tensor.device());
-    Err(Error::unsupported(op, what, "move the tensors to the CPU"))
+    Err(Error::not_on_cuda(op, "this operator"))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The convolution on the tape, channel-last.
 
-use super::cpu;
 use super::reference;
+use super::{cpu, cuda};
 use crate::ops::ssd::arrays::{
     Held, Packing, check_array, check_dtype, check_shape, empty_like, like, plain, plain_optional,
     required, slice, target, wide,
@@ -70,6 +70,19 @@ impl Arrays {
         let weight = plain(required(op.name(), inputs, &NAMES, 1)?)?;
         let (bias, initial) = (plain_optional(inputs[2])?, plain_optional(inputs[3])?);
         Ok(Self { sizes, weight, bias, initial, silu: op.silu })
+    }
+
+    fn on_cuda<'a>(&'a self, x: &'a Tensor) -> cuda::Conv<'a> {
+        let runs = &self.sizes.packing.runs[..];
+        cuda::Conv {
+            x,
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            initial: self.initial.as_ref(),
+            runs,
+            silu: self.silu,
+            even: cuda::even(runs, x.dims()[1]),
+        }
     }
 
     fn reference<'a>(&'a self, x: &'a Tensor) -> Result<reference::Conv<'a, f64>> {
@@ -153,12 +166,19 @@ impl Op for CausalConv1d {
         Saves::inputs(&[0, 1, 2, 3, 4, 5])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let arrays = Arrays::new(self, inputs)?;
         let x = required(self.name(), inputs, &NAMES, 0)?;
         let [y, states] = outputs else {
             return Err(Error::internal("causal_conv1d has two outputs"));
         };
+        if x.device().is_cuda() {
+            return arrays.on_cuda(&plain(x)?).forward(y, states);
+        }
         if x.dtype() == DType::F64 {
             let x = plain(x)?;
             let (values, last) = reference::forward(&arrays.reference(&x)?);
@@ -178,6 +198,12 @@ impl Op for CausalConv1d {
         let arrays = Arrays::new(self, &inputs)?;
         let x = ctx.input(0)?;
         let dy = ctx.grad_or_zeros(0, x)?;
+        if x.device().is_cuda() {
+            let dlast = plain_optional(ctx.grads[1].as_ref())?;
+            let grads = arrays.on_cuda(&plain(x)?).backward(&plain(&dy)?, dlast.as_ref())?;
+            let bias = arrays.bias.is_some().then_some(grads.bias);
+            return Ok(vec![Some(grads.x), Some(grads.weight), bias, grads.initial, None, None]);
+        }
         match x.dtype() {
             DType::F64 => arrays.backward_f64(x, &dy, ctx.grads[1].as_ref()),
             _ => arrays.backward_f32(x, &dy, ctx.grads[1].as_ref()),

@@ -14,6 +14,7 @@
 //! plus infinity among the logits makes the loss NaN; minus infinity is a masked class.
 
 pub mod cpu;
+pub(crate) mod cuda;
 pub mod linear;
 pub mod reference;
 
@@ -174,7 +175,11 @@ impl Op for Loss {
         let tokens = &logits.dims()[..logits.rank() - 1];
         check_shape(op, "targets", targets, tokens)?;
         self.0.check(op)?;
-        self.0.targets(op, targets, vocab)?;
+        if targets.device().is_cuda() {
+            hook::check_index(op, "targets", targets)?;
+        } else {
+            self.0.targets(op, targets, vocab)?;
+        }
         let loss = if self.0.reduction == Reduction::None { tokens } else { &[] };
         let dtype = logits.dtype().accumulator();
         Ok(vec![Meta::new(loss, dtype), Meta::new(tokens, dtype)])
@@ -184,15 +189,22 @@ impl Op for Loss {
         Saves::inputs(&[0, 1]).and_outputs(&[1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let logits = dense(required(self.name(), inputs, 0, "logits")?)?;
         let args = self.0.for_vocab(hook::last_dim(self.name(), "logits", &logits)?);
         let targets = required(self.name(), inputs, 1, "targets")?;
-        let targets = self.0.targets(self.name(), targets, args.vocab)?;
-        let factor = self.0.reduction.factor(self.0.ignore_index, &targets);
         let [loss, lse] = outputs else {
             return Err(Error::internal("cross_entropy has two outputs"));
         };
+        if logits.device().is_cuda() {
+            return cuda::forward(&self.0, &logits, targets, loss, lse);
+        }
+        let targets = self.0.targets(self.name(), targets, args.vocab)?;
+        let factor = self.0.reduction.factor(self.0.ignore_index, &targets);
         match_float!(self.name(), logits.dtype(), T => {
             let mut losses = Scratch::<f32>::new(targets.len());
             let inputs = (logits.as_slice::<T>()?, &targets[..]);
@@ -209,6 +221,13 @@ impl Op for Loss {
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         let (logits, lse) = (dense(ctx.input(0)?)?, dense(ctx.output(1)?)?);
+        if logits.device().is_cuda() {
+            let dlse = dense(&ctx.grad_or_zeros(1, &lse)?)?;
+            let (targets, grads) = (ctx.input(1)?, (ctx.grads[0].as_ref(), &dlse));
+            let mut dlogits = empty_like(&logits)?;
+            cuda::backward(&self.0, &logits, targets, &lse, grads, &mut dlogits)?;
+            return Ok(vec![Some(dlogits), None]);
+        }
         let args = self.0.for_vocab(hook::last_dim(self.name(), "logits", &logits)?);
         let targets = self.0.targets(self.name(), ctx.input(1)?, args.vocab)?;
         let factor = self.0.reduction.factor(self.0.ignore_index, &targets);

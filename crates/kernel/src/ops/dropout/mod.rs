@@ -5,6 +5,7 @@
 //! to the cotangent. A dropped element is 0 whatever it was, NaN and infinity too.
 
 pub mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 #[cfg(test)]
@@ -48,6 +49,9 @@ pub fn dropout(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
 impl Dropout {
     /// The mask on `x` or on a cotangent.
     fn write(&self, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        if x.device().is_cuda() {
+            return cuda::apply(self, x, y);
+        }
         match_float!(self.name(), x.dtype(), T => {
             cpu::apply::<T>(self, x.as_slice()?, y.as_slice_mut()?);
         }, f64 => {
@@ -73,6 +77,10 @@ impl Op for Dropout {
 
     fn saves(&self) -> Saves {
         Saves::none()
+    }
+
+    fn on_cuda(&self) -> bool {
+        true
     }
 
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {

@@ -5,6 +5,7 @@
 //! same bits on any number of threads; atomics would not. Rows of `padding_idx` get no gradient.
 
 pub mod cpu;
+mod cuda;
 pub mod reference;
 
 #[cfg(test)]
@@ -12,7 +13,8 @@ mod tests;
 
 use crate::hook::{self, check_float, dense, indices, listed, match_float, match_real, required};
 use danaus_tensor::registry::{Arg, Attr, Kind, OpSpec};
-use danaus_tensor::{Backward, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
+use danaus_tensor::{Backward, DType, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
+use half::f16;
 
 /// Rows of `weight` at `ids` (i32 or i64); ids equal to `padding_idx` get no gradient.
 ///
@@ -40,11 +42,18 @@ impl Op for Lookup {
     fn infer(&self, inputs: Inputs) -> Result<Vec<Meta>> {
         let op = self.name();
         let (weight, ids) = (required(op, inputs, 0, "weight")?, required(op, inputs, 1, "ids")?);
-        check_float(op, "weight", weight)?;
+        // f16 rows are copied as they are: checkpoints store tables so.
+        if weight.dtype() != DType::F16 {
+            check_float(op, "weight", weight)?;
+        }
         if weight.rank() != 2 {
             return Err(Error::shape(op, "weight", weight.shape(), "[vocab, dim]"));
         }
-        self.ids(weight, ids)?;
+        if ids.device().is_cuda() {
+            hook::check_index(op, "ids", ids)?;
+        } else {
+            self.ids(weight, ids)?;
+        }
         if let Some(padding) = self.padding_idx.filter(|&id| id >= weight.dims()[0]) {
             let valid = format!("a row of weight, 0 to {}", weight.dims()[0].saturating_sub(1));
             return Err(Error::argument(op, "padding_idx", padding, valid));
@@ -58,10 +67,22 @@ impl Op for Lookup {
         Saves::inputs(&[0, 1])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let weight = dense(required(self.name(), inputs, 0, "weight")?)?;
-        let ids = self.ids(&weight, required(self.name(), inputs, 1, "ids")?)?;
+        let ids = required(self.name(), inputs, 1, "ids")?;
+        if weight.device().is_cuda() {
+            return cuda::forward(&weight, ids, &mut outputs[0]);
+        }
+        let ids = self.ids(&weight, ids)?;
         let (dim, y) = (weight.dims()[1], &mut outputs[0]);
+        if weight.dtype() == DType::F16 {
+            cpu::forward::<f16>(dim, weight.as_slice()?, &ids, y.as_slice_mut()?);
+            return Ok(());
+        }
         match_real!(self.name(), weight.dtype(), T => {
             cpu::forward::<T>(dim, weight.as_slice()?, &ids, y.as_slice_mut()?);
         });
@@ -71,8 +92,16 @@ impl Op for Lookup {
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         let Some(dy) = &ctx.grads[0] else { return Ok(vec![None, None]) };
         let (weight, dy) = (ctx.input(0)?, dense(dy)?);
+        if weight.device().is_cuda() {
+            let dweight = cuda::backward(weight, ctx.input(1)?, &dy, self.padding_idx)?;
+            return Ok(vec![Some(dweight), None]);
+        }
         let ids = self.ids(weight, ctx.input(1)?)?;
         let (dim, skip) = (weight.dims()[1], self.padding_idx.map(|id| id as u32));
+        if weight.dtype() == DType::F16 {
+            let remedy = "cast the weight to f32 or bf16 with to_dtype";
+            return Err(Error::unsupported(self.name(), "a gradient in f16", remedy));
+        }
         let mut dweight = hook::empty_like(weight)?;
         match_float!(self.name(), weight.dtype(), T => {
             cpu::backward::<T>(dim, &ids, dy.as_slice()?, skip, dweight.as_slice_mut()?);

@@ -6,12 +6,13 @@ use crate::vector::{load, rows_of, split_rows, store, sum_blocks};
 use danaus_runtime::pool::Scratch;
 use danaus_runtime::simd::{Kernel, Lane, Simd, dispatch};
 use danaus_runtime::threads::{self, SharedMut};
-use danaus_tensor::gemm::{self, Epilogue, GemmElement, Mat, MatMut, Output, Times};
-use danaus_tensor::{Element, Result, Tensor};
+use danaus_tensor::gemm::{self, Epilogue, Mat, MatMut, Output, Times};
+use danaus_tensor::{DType, Element, Error, Result, Tensor};
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// The activation of the engine's epilogue.
-fn epilogue_activation(activation: Option<Activation>) -> gemm::Activation {
+pub(crate) fn epilogue_activation(activation: Option<Activation>) -> gemm::Activation {
     match activation {
         None => gemm::Activation::Identity,
         Some(Activation::Gelu) => gemm::Activation::GeluErf,
@@ -21,7 +22,16 @@ fn epilogue_activation(activation: Option<Activation>) -> gemm::Activation {
     }
 }
 
-/// Inputs of the forward product; all contiguous, the bias in the accumulator's dtype.
+/// A matrix as it lies: the transposed view of a weight is used in place.
+fn strided<T: Element>(tensor: &Tensor) -> Result<Mat<T>> {
+    let view = tensor.view::<T>()?;
+    let (&[rows, cols], &[row_stride, col_stride]) = (view.shape, view.strides) else {
+        return Err(Error::internal("linear: a weight that is no matrix"));
+    };
+    Ok(Mat { ptr: view.ptr, rows, cols, row_stride, col_stride })
+}
+
+/// Inputs of the forward product; all but the weight contiguous, the bias in the accumulator's dtype.
 pub(super) struct Product<'a> {
     pub x: &'a Tensor,
     pub weight: &'a Tensor,
@@ -30,22 +40,49 @@ pub(super) struct Product<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
+/// Runs a block with `$T` bound to the type of `x` and `$W` to that of `weight`, for every pair that
+/// [`super::accepts`].
+macro_rules! match_pair {
+    ($op:expr, $x:expr, $weight:expr, ($T:ident, $W:ident) => $body:expr) => {
+        match ($x, $weight) {
+            (DType::F32, DType::BF16) => {
+                type $T = f32;
+                type $W = bf16;
+                $body
+            }
+            (DType::F32, DType::F16) => {
+                type $T = f32;
+                type $W = f16;
+                $body
+            }
+            (x, _) => crate::hook::match_real!($op, x, Both => {
+                type $T = Both;
+                type $W = Both;
+                $body
+            }),
+        }
+    };
+}
+pub(super) use match_pair;
+
 /// A tensor as a matrix whose columns are its last dimension.
-fn matrix<T: Element>(tensor: &Tensor, cols: usize) -> Result<Mat<T>> {
+pub(crate) fn matrix<T: Element>(tensor: &Tensor, cols: usize) -> Result<Mat<T>> {
     let rows = tensor.elem_count() / cols.max(1);
     Ok(Mat::row_major(tensor.as_slice::<T>()?.as_ptr(), rows, cols))
 }
 
-fn matrix_mut<T: Element>(tensor: &mut Tensor, cols: usize) -> Result<MatMut<T>> {
+/// A tensor to write as a matrix whose columns are its last dimension.
+pub(crate) fn matrix_mut<T: Element>(tensor: &mut Tensor, cols: usize) -> Result<MatMut<T>> {
     let rows = tensor.elem_count() / cols.max(1);
     Ok(MatMut::row_major(tensor.as_slice_mut::<T>()?.as_mut_ptr(), rows, cols))
 }
 
 impl Product<'_> {
     /// Writes `y`, and the value before the activation if it is wanted.
-    pub(super) fn run<T>(&self, y: &mut Tensor, before: Option<&mut Tensor>) -> Result<()>
+    pub(super) fn run<T, W>(&self, y: &mut Tensor, before: Option<&mut Tensor>) -> Result<()>
     where
-        T: Element + GemmElement + Times<T, Acc = <T as Output>::Acc> + Output,
+        T: Element + Times<W, Acc = <T as Output>::Acc> + Output,
+        W: Element,
         <T as Output>::Acc: Element,
     {
         let (out, features) = (self.weight.dims()[0], self.weight.dims()[1]);
@@ -62,7 +99,7 @@ impl Product<'_> {
         };
         let options = gemm::Options { epilogue, ..gemm::Options::default() };
         let x = Mat::row_major(self.x.as_slice::<T>()?.as_ptr(), rows, features);
-        let weight = Mat::row_major(self.weight.as_slice::<T>()?.as_ptr(), out, features);
+        let weight = strided::<W>(self.weight)?;
         let y = matrix_mut::<T>(y, out)?;
         // SAFETY: `infer` checked the shapes; the outputs are fresh and overlap nothing.
         unsafe { gemm::gemm_with(y, x, weight.transposed(), &options) };
@@ -75,19 +112,19 @@ pub(super) fn dx(dp: &Tensor, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut dx = empty_like(x)?;
     let (out, features) = (weight.dims()[0], weight.dims()[1]);
     let rows = x.elem_count() / features.max(1);
-    crate::hook::match_real!("linear", x.dtype(), T => {
+    match_pair!("linear", x.dtype(), weight.dtype(), (T, W) => {
         let to = MatMut::row_major(dx.as_slice_mut::<T>()?.as_mut_ptr(), rows, features);
         let dp = Mat::row_major(dp.as_slice::<T>()?.as_ptr(), rows, out);
-        let weight = Mat::row_major(weight.as_slice::<T>()?.as_ptr(), out, features);
+        let weight = strided::<W>(weight)?;
         // SAFETY: all matrices lie in tensors of their sizes; the result is fresh.
         unsafe { gemm::gemm_with(to, dp, weight, &gemm::Options::default()) };
     });
     Ok(dx)
 }
 
-/// `dp^T x`, shaped like `weight`.
+/// `dp^T x`, shaped like `weight`. The sums are rounded once, to the dtype of `weight`.
 pub(super) fn dweight(dp: &Tensor, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
-    let mut dweight = empty_like(weight)?;
+    let mut dweight = Tensor::empty(weight.shape(), x.dtype(), &x.device())?;
     let (out, features) = (weight.dims()[0], weight.dims()[1]);
     let rows = dp.elem_count() / out.max(1);
     crate::hook::match_real!("linear", x.dtype(), T => {
@@ -97,12 +134,12 @@ pub(super) fn dweight(dp: &Tensor, weight: &Tensor, x: &Tensor) -> Result<Tensor
         // SAFETY: all matrices lie in tensors of their sizes; the result is fresh.
         unsafe { gemm::gemm_with(to, dp.transposed(), x, &gemm::Options::default()) };
     });
-    Ok(dweight)
+    dweight.to_dtype(weight.dtype())
 }
 
 /// The gradient before the activation and, if wanted, its column sums (accumulator dtype), in one
 /// pass. `curve` is the activation with the value before it.
-pub(super) fn before_activation(
+pub(crate) fn before_activation(
     dy: &Tensor,
     curve: Option<(Activation, Tensor)>,
     sums_wanted: bool,

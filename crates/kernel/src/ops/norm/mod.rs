@@ -17,6 +17,7 @@
 
 pub mod cpu;
 pub mod cpu_backward;
+pub(crate) mod cuda;
 pub mod reference;
 
 #[cfg(test)]
@@ -132,6 +133,22 @@ struct Normalise {
 }
 
 impl Normalise {
+    /// The gradients in the order of the inputs, each in its input's dtype.
+    fn gradients(
+        &self,
+        ctx: &Backward,
+        dh: Tensor,
+        (dweight, dbias): (Tensor, Tensor),
+    ) -> Result<Vec<Option<Tensor>>> {
+        let cast = |grad: &Tensor, position: usize| match &ctx.inputs[position] {
+            Some(like) => dense_as(grad, like.dtype()).map(Some),
+            None => Ok(None),
+        };
+        let (dweight, dbias) = (cast(&dweight, 1)?, cast(&dbias, 2)?);
+        let dresidual = self.fused.then(|| dh.clone());
+        Ok(vec![Some(dh), dweight, dbias, dresidual])
+    }
+
     fn norm(&self, cols: usize) -> Norm {
         Norm { kind: self.kind, eps: self.eps, cols }
     }
@@ -177,6 +194,10 @@ impl Op for Normalise {
         }
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = dense(required(self.name(), inputs, 0, "x")?)?;
         let residual = hook::given(inputs, 3).map(dense).transpose()?;
@@ -185,6 +206,11 @@ impl Op for Normalise {
         let weight = optional_as(hook::given(inputs, 1), working)?;
         let bias = optional_as(hook::given(inputs, 2), working)?;
         let (y, sum) = outputs.split_at_mut(1);
+        if x.device().is_cuda() {
+            let (residual, weight, bias) = (residual.as_ref(), weight.as_ref(), bias.as_ref());
+            let args = cuda::Forward { norm, x: &x, residual, weight, bias };
+            return cuda::forward(&args, &mut y[0], sum.first_mut());
+        }
         match_float!(self.name(), x.dtype(), T => {
             let args = cpu::Forward {
                 norm,
@@ -220,6 +246,12 @@ impl Op for Normalise {
         let working = h.dtype().accumulator();
         let weight = optional_as(ctx.inputs[1].as_ref(), working)?;
         let mut dh = empty_like(&h)?;
+        if h.device().is_cuda() {
+            let (dsum, weight) = (dsum.as_ref(), weight.as_ref());
+            let args = cuda::Backward { norm, h: &h, dy: &dy, dsum, weight };
+            let sums = cuda::backward(&args, &mut dh)?;
+            return self.gradients(ctx, dh, sums);
+        }
         let mut dweight = Tensor::zeros([cols], working, &h.device())?;
         let mut dbias = Tensor::zeros([cols], working, &h.device())?;
         match_float!(self.name(), h.dtype(), T => {
@@ -242,13 +274,7 @@ impl Op for Normalise {
                 dh.as_slice_mut::<f64>()?.iter_mut().zip(more).for_each(|(dh, more)| *dh += more);
             }
         });
-        let cast = |grad: &Tensor, position: usize| match &ctx.inputs[position] {
-            Some(like) => dense_as(grad, like.dtype()).map(Some),
-            None => Ok(None),
-        };
-        let (dweight, dbias) = (cast(&dweight, 1)?, cast(&dbias, 2)?);
-        let dresidual = self.fused.then(|| dh.clone());
-        Ok(vec![Some(dh), dweight, dbias, dresidual])
+        self.gradients(ctx, dh, (dweight, dbias))
     }
 }
 

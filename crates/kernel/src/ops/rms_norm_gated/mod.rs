@@ -11,6 +11,7 @@
 //! blocks of rows in a fixed order. A row's bits depend on that row alone (the *invariant* level).
 
 pub mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 use super::ssd::arrays::{
@@ -105,6 +106,11 @@ impl GatedNorm {
 }
 
 impl Arrays {
+    fn on_cuda(&self) -> cuda::Norm<'_> {
+        let Arrays { x, weight, z, options } = self;
+        cuda::Norm { x, weight, z: z.as_ref(), options: *options }
+    }
+
     fn norm(&self) -> Result<Norm<'_>> {
         let weight: &[f32] = self.weight.as_slice()?;
         Ok(Norm {
@@ -136,8 +142,15 @@ impl Op for GatedNorm {
         Saves::inputs(&[0, 1, 2])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let arrays = self.arrays(inputs)?;
+        if arrays.x.device().is_cuda() {
+            return arrays.on_cuda().forward(&mut outputs[0]);
+        }
         if arrays.x.dtype() != DType::F64 {
             cpu::forward(&arrays.norm()?, target(&mut outputs[0])?);
             return Ok(());
@@ -152,6 +165,10 @@ impl Op for GatedNorm {
         let inputs: Vec<Option<&Tensor>> = ctx.inputs.iter().map(Option::as_ref).collect();
         let arrays = self.arrays(&inputs)?;
         let dy = plain(&ctx.grad_or_zeros(0, &arrays.x)?)?;
+        if arrays.x.device().is_cuda() {
+            let grads = arrays.on_cuda().backward(&dy)?;
+            return Ok(vec![Some(grads.x), Some(grads.weight), grads.z]);
+        }
         if arrays.x.dtype() == DType::F64 {
             let (x, weight) = (arrays.x.as_slice::<f64>()?, arrays.weight.as_slice()?);
             let (z, dy) = (slice(&arrays.z)?, dy.as_slice()?);

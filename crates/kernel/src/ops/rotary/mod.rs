@@ -9,9 +9,10 @@
 //!
 //! The tables `cos` and `sin` are `[positions, rotary_dim / 2]`, f32 whatever the type of `x`: a bf16
 //! angle is wrong by whole turns at long range. The gradient is the inverse rotation. Frequency
-//! scaling (linear, Llama 3) changes the tables alone and is not built here.
+//! scaling (linear, Llama 3) changes the tables alone: [`tables_from`] takes any frequencies.
 
 pub mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 #[cfg(test)]
@@ -50,18 +51,25 @@ pub fn tables(positions: usize, rotary_dim: usize, theta: f64) -> Result<(Tensor
     if theta.is_nan() || theta <= 0.0 {
         return Err(Error::argument("rotary", "theta", theta, "above 0, usually 10000"));
     }
-    let (cos, sin) = angle_tables(positions, rotary_dim, theta);
-    let table = |values| Tensor::from_vec(values, [positions, rotary_dim / 2], &Device::Cpu);
+    tables_from(positions, &frequencies(rotary_dim, theta))
+}
+
+/// The tables of other frequencies (radians per position, one per pair), likewise in f64.
+///
+/// # Errors
+/// When memory is missing.
+pub fn tables_from(positions: usize, frequencies: &[f64]) -> Result<(Tensor, Tensor)> {
+    let (cos, sin) = angle_tables(positions, frequencies);
+    let table = |values| Tensor::from_vec(values, [positions, frequencies.len()], &Device::Cpu);
     Ok((table(cos)?, table(sin)?))
 }
 
-fn angle_tables(positions: usize, rotary_dim: usize, theta: f64) -> (Vec<f32>, Vec<f32>) {
-    let half = rotary_dim / 2;
-    let angle = |at: usize| {
-        let frequency = theta.powf(-2.0 * (at % half) as f64 / rotary_dim as f64);
-        (at / half) as f64 * frequency
-    };
-    let angles = (0..positions * half).map(angle);
+fn frequencies(rotary_dim: usize, theta: f64) -> Vec<f64> {
+    (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect()
+}
+
+fn angle_tables(positions: usize, frequencies: &[f64]) -> (Vec<f32>, Vec<f32>) {
+    let angles = (0..positions).flat_map(|at| frequencies.iter().map(move |f| at as f64 * f));
     angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
 }
 
@@ -167,6 +175,36 @@ impl Rotary {
     }
 }
 
+impl Rotary {
+    fn rotate_cuda(
+        &self,
+        x: &Tensor,
+        [cos, sin]: [&Tensor; 2],
+        (at, ends): (Option<&Tensor>, Option<&Tensor>),
+        inverse: bool,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        let working = x.dtype().accumulator();
+        let (cos, sin) = (dense_as(cos, working)?, dense_as(sin, working)?);
+        // The ends of sequences are few; positions follow from them on the host.
+        let packed = match ends {
+            Some(_) => {
+                let positions = self.positions(x.dims(), cos.dims()[0], None, ends)?;
+                let positions: Vec<i64> = positions.into_iter().map(i64::from).collect();
+                Some(Tensor::from_vec(positions, [x.dims()[0]], &x.device())?)
+            }
+            None => None,
+        };
+        let turn = cuda::Turn {
+            positions: packed.as_ref().or(at),
+            offset: self.offset,
+            seqlen: x.dims()[x.rank() - 3],
+            inverse,
+        };
+        cuda::rotate(x, &self.layout(x, &cos), [&cos, &sin], &turn, y)
+    }
+}
+
 /// Positions and direction.
 struct Turn {
     positions: Vec<u32>,
@@ -207,7 +245,14 @@ impl Op for Rotary {
         }
         check_shape(op, "sin", sin, cos.dims())?;
         let (at, ends) = (hook::given(inputs, 3), hook::given(inputs, 4));
-        self.positions(x.dims(), cos.dims()[0], at, ends)?;
+        match at.filter(|at| at.device().is_cuda()) {
+            // Values that lie on a GPU are checked there.
+            Some(at) => {
+                check_shape(op, "positions", at, &x.dims()[..x.rank() - 2])?;
+                hook::check_index(op, "positions", at)?;
+            }
+            None => _ = self.positions(x.dims(), cos.dims()[0], at, ends)?,
+        }
         Ok(vec![Meta::new(x.shape(), x.dtype())])
     }
 
@@ -215,11 +260,18 @@ impl Op for Rotary {
         Saves::inputs(&[1, 2, 3, 4])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = dense(required(self.name(), inputs, 0, "x")?)?;
         let cos = required(self.name(), inputs, 1, "cos")?;
         let sin = required(self.name(), inputs, 2, "sin")?;
         let (at, ends) = (hook::given(inputs, 3), hook::given(inputs, 4));
+        if x.device().is_cuda() {
+            return self.rotate_cuda(&x, [cos, sin], (at, ends), false, &mut outputs[0]);
+        }
         let positions = self.positions(x.dims(), cos.dims()[0], at, ends)?;
         self.rotate(&x, [cos, sin], &Turn { positions, inverse: false }, &mut outputs[0])
     }
@@ -229,9 +281,13 @@ impl Op for Rotary {
         let Some(dy) = &ctx.grads[0] else { return Ok(none()) };
         let (dy, cos, sin) = (dense(dy)?, ctx.input(1)?, ctx.input(2)?);
         let (at, ends) = (ctx.inputs[3].as_ref(), ctx.inputs[4].as_ref());
-        let positions = self.positions(dy.dims(), cos.dims()[0], at, ends)?;
         let mut dx = empty_like(&dy)?;
-        self.rotate(&dy, [cos, sin], &Turn { positions, inverse: true }, &mut dx)?;
+        if dy.device().is_cuda() {
+            self.rotate_cuda(&dy, [cos, sin], (at, ends), true, &mut dx)?;
+        } else {
+            let positions = self.positions(dy.dims(), cos.dims()[0], at, ends)?;
+            self.rotate(&dy, [cos, sin], &Turn { positions, inverse: true }, &mut dx)?;
+        }
         let mut grads = none();
         grads[0] = Some(dx);
         Ok(grads)

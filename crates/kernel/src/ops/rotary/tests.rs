@@ -22,7 +22,7 @@ fn layouts() -> impl Iterator<Item = Layout> {
 
 fn compare<T: Lane + PartialEq + std::fmt::Debug>(tolerance: f64) {
     for layout in layouts() {
-        let (cos, sin) = angle_tables(4096, layout.rotary_dim, 10_000.0);
+        let (cos, sin) = angle_tables(4096, &frequencies(layout.rotary_dim, 10_000.0));
         let n = POSITIONS.len() * layout.heads * layout.head_dim;
         let x: Vec<T> = values(n).into_iter().map(T::round).collect();
         let wide = |x: &[T]| -> Vec<f64> { x.iter().map(|x| f64::from(x.widen())).collect() };
@@ -58,7 +58,7 @@ fn kernels_equal_the_reference() {
 #[test]
 fn the_inverse_undoes() {
     for layout in layouts() {
-        let (cos, sin) = angle_tables(4096, layout.rotary_dim, 10_000.0);
+        let (cos, sin) = angle_tables(4096, &frequencies(layout.rotary_dim, 10_000.0));
         let x = values(POSITIONS.len() * layout.heads * layout.head_dim);
         let (mut y, mut back) = (x.clone(), x.clone());
         let mut rotation =
@@ -77,7 +77,7 @@ fn the_inverse_undoes() {
 fn products_see_the_distance() {
     for interleaved in [false, true] {
         let layout = Layout { heads: 1, head_dim: 32, rotary_dim: 32, interleaved };
-        let (cos, sin) = angle_tables(300, 32, 10_000.0);
+        let (cos, sin) = angle_tables(300, &frequencies(32, 10_000.0));
         let x = values(64);
         let product = |positions: [u32; 2]| -> f32 {
             let mut y = x.clone();

@@ -7,6 +7,7 @@
 //! Backward, from the output: `dx = y (dy - sum(y dy))`, and `dx = dy - e^y sum(dy)` for the logarithm.
 
 pub mod cpu;
+pub(crate) mod cuda;
 pub mod reference;
 
 #[cfg(test)]
@@ -62,10 +63,17 @@ impl Op for Rows {
         Saves::none().and_outputs(&[0])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = dense(required(self.name(), inputs, 0, "x")?)?;
         let cols = hook::last_dim(self.name(), "x", &x)?.max(1);
         let y = &mut outputs[0];
+        if x.device().is_cuda() {
+            return cuda::forward(self.0, &x, y);
+        }
         match_float!(self.name(), x.dtype(), T => {
             cpu::forward::<T>(self.0, cols, x.as_slice()?, y.as_slice_mut()?);
         }, f64 => {
@@ -79,6 +87,10 @@ impl Op for Rows {
         let (y, dy) = (dense(ctx.output(0)?)?, dense(dy)?);
         let cols = hook::last_dim(self.name(), "y", &y)?.max(1);
         let mut dx = empty_like(&y)?;
+        if y.device().is_cuda() {
+            cuda::backward(self.0, &y, &dy, &mut dx)?;
+            return Ok(vec![Some(dx)]);
+        }
         match_float!(self.name(), y.dtype(), T => {
             let inputs = (y.as_slice::<T>()?, dy.as_slice()?);
             cpu::backward(self.0, cols, inputs, dx.as_slice_mut()?);

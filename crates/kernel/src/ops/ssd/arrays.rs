@@ -3,7 +3,7 @@
 
 use super::cpu::rows::{Rows, Source, Target};
 use super::runs::{self, Run};
-use danaus_tensor::{DType, Device, Error, Inputs, Result, Tensor};
+use danaus_tensor::{DType, Error, Inputs, Result, Tensor};
 
 /// The type that states and per-head parameters have beside arrays of `dtype`.
 pub(crate) fn wide(dtype: DType) -> DType {
@@ -14,10 +14,6 @@ pub(crate) fn wide(dtype: DType) -> DType {
 pub(crate) fn check_array(op: &'static str, arg: &str, tensor: &Tensor) -> Result<()> {
     if !matches!(tensor.dtype(), DType::F64 | DType::F32 | DType::BF16) {
         return Err(Error::dtype(op, arg, tensor.dtype(), "f64, f32 or bf16"));
-    }
-    if tensor.device() != Device::Cpu {
-        let what = format!("{arg} on {}", tensor.device());
-        return Err(Error::unsupported(op, what, "move the tensors to the CPU"));
     }
     Ok(())
 }

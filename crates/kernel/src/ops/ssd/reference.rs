@@ -268,7 +268,7 @@ impl Default for Steps {
 }
 
 /// The step size before clamping, and its derivative.
-fn unclamped<T: Float>(raw: T, steps: &Steps) -> (T, T) {
+pub(crate) fn unclamped<T: Float>(raw: T, steps: &Steps) -> (T, T) {
     let threshold = T::from(20.0).unwrap_or_else(T::infinity);
     if !steps.dt_softplus || raw > threshold {
         (raw, T::one())

@@ -16,14 +16,17 @@
 //! | `text.rs` | parser and printer |
 //! | `derivative.rs` | symbolic differentiation |
 //! | `program.rs` | common subexpressions, constant folding, registers |
+//! | `cuda.rs` | a program as the body of a GPU kernel |
 //! | `evaluate.rs`, `vector.rs` | running a program on blocks, in f64 and on f32 vectors |
 
+mod cuda;
 mod derivative;
 mod evaluate;
 mod program;
 mod text;
 mod vector;
 
+pub(crate) use cuda::Statements;
 pub(crate) use derivative::product;
 pub use evaluate::{Operand, Real, Registers};
 pub use program::Program;

@@ -58,7 +58,8 @@ impl LanguageModel for Decoder {
     }
 
     fn activation_bytes(&self, tokens: usize) -> u64 {
-        let terms = Decoder::config(self).training_bytes(tokens).unwrap_or_default();
+        let recompute = Decoder::compute(self).recompute;
+        let terms = Decoder::config(self).training_bytes(tokens, recompute).unwrap_or_default();
         terms.iter().filter(|(what, _)| *what == "activations").map(|(_, bytes)| bytes).sum()
     }
 }

@@ -234,7 +234,12 @@ impl<M: LanguageModel> Task for LanguageModelling<M> {
 
     fn loss(&self, batch: &Batch, moment: Moment) -> Result<Loss> {
         let mean = self.model.loss(batch, Some(moment))?;
-        Ok(Loss { mean, targets: count_targets(batch), tokens: batch.tokens.len() as u64 })
+        Ok(Loss {
+            mean,
+            targets: count_targets(batch),
+            tokens: batch.tokens.len() as u64,
+            bytes: batch.target_bytes(&self.byte_lengths),
+        })
     }
 
     fn validate(&self) -> Result<Option<Validation>> {

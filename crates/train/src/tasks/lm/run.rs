@@ -1,13 +1,14 @@
 //! A language-model run from files to a report: gather, tokenise, train, compare, write.
 
 use super::{LanguageModelling, LmData, LmOptions};
-use crate::progress::{Observer, Plan, Progress, Summary};
+use crate::guard;
+use crate::progress::{Observer, Summary};
 use crate::report::{self, Report, ResultRow};
-use crate::task::{Sample, Task, Validation};
-use crate::trainer::{Start, Trainer};
+use crate::task::{MemoryTerm, Sample, Task};
+use crate::trainer::{self, Start, Trainer};
 use crate::{Error, Result, TrainConfig};
 use danaus_model::decoder::Compute;
-use danaus_model::{Config, Decoder, Model, presets};
+use danaus_model::{Config, Decoder, presets};
 use danaus_tensor::DType;
 use danaus_text::baseline::{ByteTrigram, gzip};
 use danaus_text::corpus::{
@@ -103,13 +104,17 @@ type Documents = Vec<Vec<u8>>;
 /// # Errors
 /// When there is no data, the folder cannot be written, or training fails.
 pub fn run(request: &LmRun, watcher: &mut dyn Watcher, stop: &AtomicBool) -> Result<Outcome> {
+    // What can be refused at once is refused before minutes go into reading data.
     request.config.validate()?;
+    model_config(&request.model, 0)?;
+    trainer::check_folder(&request.out, request.start)?;
     let (training, held_out) = gather(request, watcher)?;
     let tokenizer = tokenizer(request, &training)?;
     let encoded = PackedDocuments::encode(&training, &tokenizer)?;
     let (vocab_size, tokens) = (tokenizer.vocab_size(), encoded.tokens().len() as u64);
     watcher.stage(&Stage::Encoded { vocab_size, tokens });
     let config = model_config(&request.model, vocab_size)?;
+    check_sizes(&config, request)?;
     let decoder = Decoder::init(&config, request.config.seed, request.compute)?;
     let parameters = decoder.params().elem_count();
     watcher.stage(&Stage::Built { parameters, layers: &config.layers });
@@ -118,47 +123,17 @@ pub fn run(request: &LmRun, watcher: &mut dyn Watcher, stop: &AtomicBool) -> Res
         held_out: Some(Arc::new(PackedDocuments::encode(&held_out, &tokenizer)?)),
         tokenizer,
     };
-    let mut task = LanguageModelling::new(decoder, data, request.task.clone())?;
+    let mut options = request.task.clone();
+    if options.prompts.is_empty() {
+        options.prompts =
+            held_out.iter().filter_map(|document| opening(document)).take(3).collect();
+    }
+    let mut task = LanguageModelling::new(decoder, data, options)?;
     let (config, start) = (request.config.clone(), request.start);
     let mut trainer = Trainer::new(&mut task, config, &request.out, start)?;
-    let summary = trainer.run(&mut AsObserver(watcher), stop)?;
+    let summary = trainer.run(watcher, stop)?;
     let model = trainer.export()?;
     finish(request, summary, model, &task, (&training, &held_out))
-}
-
-/// Held-out loss, perplexity and bits per byte of a model on files it has not seen.
-///
-/// # Errors
-/// When the files cannot be read, or the model has no tokenizer.
-pub fn evaluate_file(model: Model, path: &Path, context: usize) -> Result<Validation> {
-    let tokenizer = model.tokenizer()?.clone();
-    let options = GatherOptions::new(Source::Path(path.to_path_buf()));
-    let documents = bytes(Corpus::gather(&options)?.documents);
-    let encoded = Arc::new(PackedDocuments::encode(&documents, &tokenizer)?);
-    let data = LmData { tokenizer, training: encoded.clone(), held_out: Some(encoded) };
-    let mut options = LmOptions::new(4, context, 0);
-    options.loader.fim = None;
-    let task = LanguageModelling::new(model.decoder, data, options)?;
-    let found = task.evaluate(None)?;
-    found.ok_or_else(|| Error::config("--text", path.display(), "a text of at least two tokens"))
-}
-
-/// Upcasts a watcher: a trait object of a supertrait wants a wrapper below Rust 1.86's coercion.
-struct AsObserver<'a>(&'a mut dyn Watcher);
-
-impl Observer for AsObserver<'_> {
-    fn started(&mut self, plan: &Plan) {
-        self.0.started(plan);
-    }
-    fn stepped(&mut self, progress: &Progress) {
-        self.0.stepped(progress);
-    }
-    fn validated(&mut self, step: u64, validation: &Validation, samples: &[Sample]) {
-        self.0.validated(step, validation, samples);
-    }
-    fn saved(&mut self, step: u64, folder: &Path) {
-        self.0.saved(step, folder);
-    }
 }
 
 fn bytes(documents: Vec<Document>) -> Documents {
@@ -168,10 +143,7 @@ fn bytes(documents: Vec<Document>) -> Documents {
 fn gather(request: &LmRun, watcher: &mut dyn Watcher) -> Result<(Documents, Documents)> {
     let source = match &request.data {
         Some(path) => Source::Path(path.clone()),
-        None => cargo_registry().ok_or_else(|| {
-            let given = "not given, and there are no sources in cargo's registry";
-            Error::config("--data", given, "a file or folder with text to train on")
-        })?,
+        None => registry()?,
     };
     let mut options = GatherOptions::new(source);
     options.seed = request.config.seed;
@@ -189,6 +161,20 @@ fn gather(request: &LmRun, watcher: &mut dyn Watcher) -> Result<(Documents, Docu
         keep
     });
     Ok((bytes(split.train), held_out))
+}
+
+/// The sources that cargo has unpacked.
+fn registry() -> Result<Source> {
+    let valid = "a file or folder with text to train on";
+    let missing = |place: String| {
+        let given = format!("not given, and cargo has no sources here: {place}");
+        Error::config("--data", given, valid)
+    };
+    let source = cargo_registry().ok_or_else(|| missing("no home folder".into()))?;
+    if source.root().is_dir() {
+        return Ok(source);
+    }
+    Err(missing(format!("{} does not exist", source.root().display())))
 }
 
 fn tokenizer(request: &LmRun, training: &Documents) -> Result<Tokenizer> {
@@ -219,6 +205,30 @@ fn model_config(name: &str, vocab_size: usize) -> Result<Config> {
         return Err(Error::config("vocab_size", config.vocab_size, valid));
     }
     Ok(config)
+}
+
+/// How a document begins: its first words, as a prompt to show samples for.
+fn opening(document: &[u8]) -> Option<String> {
+    let text = document.utf8_chunks().next()?.valid().trim_start();
+    let end = text.char_indices().nth(40).map_or(text.len(), |(at, _)| at);
+    let words = text[..end].trim_end();
+    (!words.is_empty()).then(|| words.to_string())
+}
+
+/// Refuses rows longer than the model's context, and a model that would not fit into memory, before
+/// anything of it is made.
+fn check_sizes(config: &Config, request: &LmRun) -> Result<()> {
+    let loader = &request.task.loader;
+    let (rows, row_tokens) = (loader.rows, loader.row_tokens);
+    if row_tokens > config.max_positions {
+        let valid = format!("at most {} (max_positions of the model)", config.max_positions);
+        return Err(Error::config("row_tokens", row_tokens, valid));
+    }
+    let tokens = rows.saturating_mul(row_tokens);
+    let terms = config.training_bytes(tokens, request.compute.recompute)?;
+    let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
+    let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
+    guard::check_memory(&terms, guard::available_memory())
 }
 
 fn finish(
@@ -268,6 +278,8 @@ fn settings(request: &LmRun, task: &LanguageModelling<Decoder>) -> Vec<(String, 
         DType::BF16 => "bf16 with f32 masters".to_string(),
         other => other.to_string(),
     };
+    let schedule = &request.config.schedule;
+    let schedule = format!("{}, {} steps of warm-up", schedule.shape, schedule.warmup_steps);
     let fim = loader.fim.map_or(0.0, |FimOptions { rate, .. }| rate);
     let mut rows = vec![
         row("model", request.model.clone()),
@@ -276,6 +288,8 @@ fn settings(request: &LmRun, task: &LanguageModelling<Decoder>) -> Vec<(String, 
         row("fill-in-the-middle", format!("{fim} of the documents")),
         row("optimiser", request.config.optimizer.name().to_string()),
         row("learning rate", request.config.optimizer.lr().to_string()),
+        row("schedule", schedule),
+        row("micro-batches", request.config.micro_batches.to_string()),
         row("arithmetic", dtype),
         row("seed", request.config.seed.to_string()),
     ];

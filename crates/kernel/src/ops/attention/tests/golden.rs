@@ -64,6 +64,7 @@ const CASES: [(&str, &[&str]); 2] = [
             "causal_square",
             "padding",
             "dropout",
+            "blocksparse_butterfly",
             "blocksparse_butterfly_causal",
             "blocksparse_random_emptyrow",
         ],
@@ -189,4 +190,73 @@ fn padding_may_hold_nan_and_packing_keeps_bits() {
     let (packed, _) = attention_varlen([q, k, v], &bounds, &bounds, &plain).unwrap();
     let used = out.narrow(1, 0, 30).unwrap().contiguous().unwrap();
     assert_eq!(packed.to_vec::<f32>().unwrap(), used.to_vec::<f32>().unwrap());
+}
+
+/// Packed sequences with a block mask each = every sequence by itself with the blocks it reaches.
+#[test]
+fn packed_sequences_take_block_masks() {
+    let (q_lens, k_lens, size) = ([40usize, 17, 0], [40usize, 33, 5], 16);
+    let total = |lens: &[usize]| lens.iter().sum::<usize>();
+    let input = |seed, rows| randn(seed, &[rows, 2, 8], DType::F32).tracked();
+    let (q, k) = (input(21, total(&q_lens)), input(22, total(&k_lens)));
+    let (v, cotangent) = (input(23, total(&k_lens)), input(24, total(&q_lens)).detach());
+    let noise = randn(25, &[3, 2, 3, 3], DType::F32);
+    let mask = noise.gt(&noise.affine(0.0, -0.5).unwrap()).unwrap().to_dtype(DType::U8).unwrap();
+    let bounds = |lens: &[usize]| {
+        let mut ends = vec![0i64];
+        lens.iter().for_each(|&len| ends.push(ends[ends.len() - 1] + len as i64));
+        Tensor::from_vec(ends, [lens.len() + 1], &danaus_tensor::Device::Cpu).unwrap()
+    };
+    let options = |mask: Tensor| AttentionOptions {
+        causal: true,
+        block_mask: Some(mask),
+        block_size: Some(size),
+        ..AttentionOptions::default()
+    };
+    let all = options(mask.clone());
+    let (cu_q, cu_k) = (bounds(&q_lens), bounds(&k_lens));
+    let (out, _) = attention_varlen([&q, &k, &v], &cu_q, &cu_k, &all).unwrap();
+    let packed = backward_with(&[(&out, &cotangent)]).unwrap();
+    let (mut q_from, mut k_from) = (0, 0);
+    for (index, (&q_len, &k_len)) in q_lens.iter().zip(&k_lens).enumerate().take(2) {
+        let part = |x: &Tensor, from, len| x.narrow(0, from, len).unwrap().detach().unsqueeze(0);
+        let own = [part(&q, q_from, q_len), part(&k, k_from, k_len), part(&v, k_from, k_len)];
+        let own = own.map(|x| x.unwrap().tracked());
+        let own_mask = mask.narrow(0, index, 1).unwrap();
+        let own_mask = own_mask.narrow(2, 0, q_len.div_ceil(size)).unwrap();
+        let own_mask = own_mask.narrow(3, 0, k_len.div_ceil(size)).unwrap();
+        let (alone, _) = attention(&own[0], &own[1], &own[2], &options(own_mask)).unwrap();
+        let expected = part(&out, q_from, q_len).unwrap();
+        assert_close("out", &alone, &expected, 1e-6);
+        let own_cotangent = part(&cotangent, q_from, q_len).unwrap();
+        let separate = backward_with(&[(&alone, &own_cotangent)]).unwrap();
+        let places = [(&q, q_from, q_len), (&k, k_from, k_len), (&v, k_from, k_len)];
+        for ((whole, from, len), own) in places.into_iter().zip(&own) {
+            let expected = part(packed.get(whole).unwrap(), from, len).unwrap();
+            assert_close("gradient", separate.get(own).unwrap(), &expected, 1e-5);
+        }
+        (q_from, k_from) = (q_from + q_len, k_from + k_len);
+    }
+}
+
+/// The running maximum, sum and unnormalised output after each tile of keys are attention to the keys so
+/// far: `out = O / l` and `lse = m + ln l`.
+#[test]
+fn golden_trace_of_the_online_softmax() {
+    let case = golden(FIRST, "online_trace");
+    let (block, keys) = (case.get("block_n").to_scalar().unwrap() as usize, 14);
+    let heads = |x: &Tensor| x.unsqueeze(1).unwrap().unsqueeze(0).unwrap();
+    let q = heads(case.get("q"));
+    let options = AttentionOptions::default();
+    for tile in 0..case.get("m").dims()[0] {
+        let seen = keys.min((tile + 1) * block);
+        let first = |name: &str| heads(&case.get(name).narrow(0, 0, seen).unwrap());
+        let (out, lse) = attention(&q, &first("k"), &first("v"), &options).unwrap();
+        let at = |name: &str| case.get(name).select(0, tile).unwrap();
+        let (m, l) = (at("m"), at("l"));
+        let expected = at("O_unnorm").div(&l.unsqueeze(1).unwrap()).unwrap();
+        assert_close("out", &out.squeeze(2).unwrap().squeeze(0).unwrap(), &expected, 1e-10);
+        let expected = m.add(&l.ln().unwrap()).unwrap();
+        assert_close("lse", &lse.flatten(0, 2).unwrap(), &expected, 1e-10);
+    }
 }

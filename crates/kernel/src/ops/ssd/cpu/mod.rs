@@ -13,14 +13,14 @@
 pub mod backward;
 mod chunk;
 mod decay;
-mod epilogue;
+pub(crate) mod epilogue;
 pub mod forward;
 mod gate;
 pub mod prologue;
 pub mod rows;
 mod states;
 pub mod step;
-mod tile;
+pub(crate) mod tile;
 
 use super::config::Shape;
 use super::runs::Run;

@@ -1,0 +1,5 @@
+mod arguments;
+mod golden;
+mod identities;
+mod kernels;
+mod support;

@@ -1,0 +1,67 @@
+//! Memory that a model takes: to load, and for the states of a sequence.
+
+use crate::Result;
+use crate::config::{Config, MixerKind};
+use serde::Serialize;
+
+/// Bytes of states, computed in f32.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Parameters as f32, for training or a model that is not quantised.
+    pub load_f32: u64,
+    /// Parameters as they are stored.
+    pub load_stored: u64,
+    /// Grows with every token of a sequence: keys and values of attention.
+    pub state_per_token: u64,
+    /// As that, for attention in a window: only until the window is full.
+    pub state_per_token_in_window: u64,
+    /// The same for every length: states of recurrent layers.
+    pub state_per_sequence: u64,
+}
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+
+impl Memory {
+    /// The memory of a model whose tensors take `stored` bytes.
+    ///
+    /// # Errors
+    /// When the config does not pass its check.
+    pub fn of(config: &Config, stored: u64) -> Result<Self> {
+        let mut memory = Self {
+            load_f32: F32 * config.elem_count()? as u64,
+            load_stored: stored,
+            state_per_token: 0,
+            state_per_token_in_window: 0,
+            state_per_sequence: 0,
+        };
+        for mixer in config.mixers()? {
+            match mixer {
+                MixerKind::Attention | MixerKind::Window => {
+                    let attention = config.attention()?;
+                    let natural = config.d_model / attention.n_heads.max(1);
+                    let head_dim = attention.head_dim.unwrap_or(natural);
+                    let bytes = F32 * 2 * (attention.kv_heads() * head_dim) as u64;
+                    match mixer {
+                        MixerKind::Window => memory.state_per_token_in_window += bytes,
+                        _ => memory.state_per_token += bytes,
+                    }
+                }
+                MixerKind::Mamba2 => {
+                    let mamba2 = config.mamba2()?;
+                    let inner = mamba2.expand * config.d_model;
+                    let conv = inner + 2 * mamba2.n_groups * mamba2.d_state;
+                    let elements = conv * (mamba2.conv_width - 1) + inner * mamba2.d_state;
+                    memory.state_per_sequence += F32 * elements as u64;
+                }
+                MixerKind::Mamba1 => {
+                    let mamba1 = config.mamba1()?;
+                    let inner = mamba1.d_inner(config.d_model);
+                    let elements = inner * (mamba1.conv_width - 1 + mamba1.d_state);
+                    memory.state_per_sequence += F32 * elements as u64;
+                }
+            }
+        }
+        Ok(memory)
+    }
+}
