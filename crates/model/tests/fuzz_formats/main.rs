@@ -117,7 +117,7 @@ fn headers_as_large_as_they_get_stay_within_the_bound() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_files_are_answered(seed in any::<u64>()) {

@@ -176,7 +176,8 @@ fn without_generation_marks(source: &str) -> Cow<'_, str> {
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
         result.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // The end begins behind the beginning: `{%}` is no tag.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
             rest = tag;
             break;
         };

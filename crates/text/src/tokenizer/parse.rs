@@ -51,7 +51,8 @@ mod tests {
     use super::*;
 
     fn json() -> &'static str {
-        r#"{"version": "1.0", "added_tokens": [], "decoder": {"type": "ByteLevel"},
+        r#"{"version": "1.0", "added_tokens": [], "decoder": {"type": "ByteLevel",
+            "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
             "model": {"type": "BPE", "continuing_subword_prefix": null,
             "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}"#
     }
