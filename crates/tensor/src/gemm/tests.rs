@@ -295,7 +295,7 @@ fn product<T: Number + GemmElement>(a: &Owned<T>, b: &Owned<T>, threads: usize) 
     let (m, n) = (a.rows, b.cols);
     let mut c = Owned::<T>::random(m, n, Lies::RowMajor, &mut Random(3));
     let options = Options::<T> { parallel: threads > 0, ..Options::default() };
-    let run = || {
+    let mut run = || {
         // SAFETY: the matrices own their storage.
         unsafe { gemm_with(c.mat_mut(), a.mat(), b.mat(), &options) };
         c.values()
