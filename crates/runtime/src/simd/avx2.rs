@@ -171,6 +171,18 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())) }
     }
     #[inline(always)]
+    fn widen_u8(self, bytes: u128) -> __m256i {
+        unsafe { _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64)) }
+    }
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
     fn positive_i(self, a: __m256i) -> __m256 {
         unsafe { _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, _mm256_setzero_si256())) }
     }
