@@ -191,6 +191,10 @@ impl Simd for Avx2 {
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
     #[inline(always)]
+    fn splat_half(self, bits: u16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_set1_epi16(bits as i16)) }
+    }
+    #[inline(always)]
     fn table(self, values: &[f32; 16]) -> [__m256; 2] {
         unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values[8..].as_ptr())] }
     }

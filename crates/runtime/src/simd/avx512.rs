@@ -189,6 +189,10 @@ impl Simd for Avx512 {
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
     #[inline(always)]
+    fn splat_half(self, bits: u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(bits as i16)) }
+    }
+    #[inline(always)]
     fn table(self, values: &[f32; 16]) -> __m512 {
         unsafe { _mm512_loadu_ps(values.as_ptr()) }
     }

@@ -162,6 +162,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn positive_i(self, a: Self::I) -> Self::M;
     /// The value of an f16 bit pattern.
     fn widen_half(self, bits: u16) -> f32;
+    /// The value of an f16 bit pattern in all lanes.
+    fn splat_half(self, bits: u16) -> Self::F;
     /// A table of these values.
     fn table(self, values: &[f32; 16]) -> Self::Table;
     /// Every value times `factor` (the same in all lanes).

@@ -188,6 +188,10 @@ impl Simd for Portable {
         half::f16::from_bits(bits).to_f32()
     }
     #[inline(always)]
+    fn splat_half(self, bits: u16) -> [f32; N] {
+        [self.widen_half(bits); N]
+    }
+    #[inline(always)]
     fn table(self, values: &[f32; 16]) -> [f32; 16] {
         *values
     }

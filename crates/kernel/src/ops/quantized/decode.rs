@@ -15,7 +15,7 @@ pub(super) const GROUP: usize = 32;
 /// 32 weights: the first `32 / LANES` vectors.
 pub(super) type Group<S> = [<S as Simd>::F; 4];
 
-/// Scales (0 to 15) and minima (16 to 31) within a block of 256, as far as a type has them.
+/// Scales (0 to 15) and negated minima (16 to 31) within a block of 256, as far as a type has them.
 pub(super) type Scales = [f32; 32];
 
 /// Where the minima start.
@@ -26,20 +26,24 @@ pub(super) trait Format: Send + Sync + 'static {
     /// Which.
     const KIND: BlockType;
 
+    /// What the groups of a block share: nothing, or [`Scales`].
+    type Shared: Copy;
+
     /// The scales within a block of 256, products with its common factors.
     ///
     /// # Safety
     /// `block` points at a whole block.
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(_: S, _: *const u8) -> Scales {
-        [0.0; 32]
-    }
+    unsafe fn shared<S: Simd>(s: S, block: *const u8) -> Self::Shared;
 
-    /// Group `G` of a block with these scales. A constant, so that shifts and places are.
+    /// Group `G` of a block. A constant, so that shifts and places are.
     ///
     /// # Safety
     /// `block` points at a whole block; `G` is below `block_len / 32`.
-    unsafe fn group<S: Simd, const G: usize>(s: S, block: *const u8, scales: &Scales) -> Group<S>;
+    unsafe fn group<S: Simd, const G: usize>(
+        s: S,
+        block: *const u8,
+        shared: &Self::Shared,
+    ) -> Group<S>;
 }
 
 /// Runs `$body` with `$G` bound to 0, or to 0 to 7 in turn for blocks of 256.
@@ -164,11 +168,12 @@ const LANE_BITS: [u32; 16] = {
     bits
 };
 
-/// The f16 at `from`, widened.
+/// The f16 at `from`, widened, in all lanes: the conversion of a whole vector costs no more, and that
+/// of one number waits for whatever was last in its register.
 #[inline(always)]
-unsafe fn half<S: Simd>(s: S, from: *const u8) -> f32 {
+unsafe fn half<S: Simd>(s: S, from: *const u8) -> S::F {
     // SAFETY: promised by the caller: two bytes of the block.
-    s.widen_half(u16::from_le(unsafe { from.cast::<u16>().read_unaligned() }))
+    s.splat_half(u16::from_le(unsafe { from.cast::<u16>().read_unaligned() }))
 }
 
 #[inline(always)]
@@ -179,8 +184,8 @@ unsafe fn word(from: *const u8) -> u32 {
 
 /// A table times a number plus a number, each rounded.
 #[inline(always)]
-fn affine_table<S: Simd>(s: S, values: &[f32; 16], factor: f32, addend: f32) -> S::Table {
-    s.shift_table(s.scale_table(s.table(values), s.splat(factor)), s.splat(addend))
+fn affine_table<S: Simd>(s: S, values: &[f32; 16], factor: S::F, addend: S::F) -> S::Table {
+    s.shift_table(s.scale_table(s.table(values), factor), addend)
 }
 
 /// Logical shift by one of the amounts that codes are packed with.
@@ -264,7 +269,7 @@ unsafe fn look_up_by_byte<S: Simd>(
     out
 }
 
-/// The scales of Q4_K and Q5_K: eight, and eight minima.
+/// The scales of Q4_K and Q5_K: eight, and eight negated minima.
 #[inline(always)]
 unsafe fn scales_and_minima<S: Simd>(s: S, block: *const u8) -> Scales {
     // SAFETY: promised by the caller; the factors are bytes 0 to 4, the six-bit numbers 4 to 16.
@@ -283,8 +288,9 @@ unsafe fn scales_and_minima<S: Simd>(s: S, block: *const u8) -> Scales {
     let (scales, minima) = (pair(words[0], words[1]), pair(words[2], words[3]));
     let mut out = [0.0; 32];
     // Eight of each; with sixteen lanes the upper half holds zeros.
-    for (start, bytes, factor) in [(0, scales, d), (MINIMA, minima, dmin)] {
-        let products = s.mul(s.from_i(s.widen_u8(u128::from(bytes))), s.splat(factor));
+    let negated = s.mul(s.splat(-1.0), dmin);
+    for (start, bytes, factor) in [(0, scales, d), (MINIMA, minima, negated)] {
+        let products = s.mul(s.from_i(s.widen_u8(u128::from(bytes))), factor);
         // SAFETY: sixteen elements follow either start.
         unsafe { s.store(out.as_mut_ptr().add(start), products) };
     }
@@ -292,60 +298,65 @@ unsafe fn scales_and_minima<S: Simd>(s: S, block: *const u8) -> Scales {
 }
 
 macro_rules! format {
-    ($(#[$doc:meta])* $name:ident, $(scales: |$ss:ident, $sblock:ident| $scales_body:expr,)?
-     |$s:ident, $block:ident, $scales:ident, $g:ident| $body:expr) => {
-        $(#[$doc])*
+    ($name:ident, |$s:ident, $block:ident| $body:expr) => {
+        format!(@impl $name, (), |_s, _block| (), |$s, $block, _shared, _g| $body);
+    };
+    ($name:ident, scales: |$ss:ident, $sblock:ident| $scales:expr,
+     |$s:ident, $block:ident, $shared:ident, $g:ident| $body:expr) => {
+        format!(@impl $name, Scales, |$ss, $sblock| $scales, |$s, $block, $shared, $g| $body);
+    };
+    (@impl $name:ident, $type:ty, |$ss:ident, $sblock:ident| $scales:expr,
+     |$s:ident, $block:ident, $shared:ident, $g:ident| $body:expr) => {
         pub(super) struct $name;
 
+        // SAFETY of both blocks: the caller promises a whole block, and all offsets lie in it.
+        #[allow(clippy::undocumented_unsafe_blocks, unused_unsafe)]
         impl Format for $name {
             const KIND: BlockType = BlockType::$name;
+            type Shared = $type;
 
-            $(
-                #[inline(always)]
-                unsafe fn scales<S: Simd>($ss: S, $sblock: *const u8) -> Scales {
-                    // SAFETY: the caller promises a whole block, and all offsets lie in it.
-                    unsafe { $scales_body }
-                }
-            )?
+            #[inline(always)]
+            unsafe fn shared<S: Simd>($ss: S, $sblock: *const u8) -> $type {
+                unsafe { $scales }
+            }
 
             #[inline(always)]
             unsafe fn group<S: Simd, const G: usize>(
                 $s: S,
                 $block: *const u8,
-                $scales: &Scales,
+                $shared: &$type,
             ) -> Group<S> {
                 let $g = G;
-                // SAFETY: the caller promises a whole block, and all offsets lie in it.
                 unsafe { $body }
             }
         }
     };
 }
 
-format!(Q4_0, |s, block, _scales, _g| {
-    let table = s.scale_table(s.table(&FROM_MINUS_8), s.splat(half(s, block)));
+format!(Q4_0, |s, block| {
+    let table = s.scale_table(s.table(&FROM_MINUS_8), half(s, block));
     look_up(s, table, nibbles(s, block.add(2)))
 });
 
-format!(Q4_1, |s, block, _scales, _g| {
+format!(Q4_1, |s, block| {
     let table = affine_table(s, &FROM_0, half(s, block), half(s, block.add(2)));
     look_up(s, table, nibbles(s, block.add(4)))
 });
 
-format!(Q5_0, |s, block, _scales, _g| {
-    let d = s.splat(half(s, block));
+format!(Q5_0, |s, block| {
+    let d = half(s, block);
     let tables = [s.scale_table(s.table(&FROM_MINUS_16), d), s.scale_table(s.table(&FROM_0), d)];
     look_up_by_bit(s, tables, nibbles(s, block.add(6)), word(block.add(2)))
 });
 
-format!(Q5_1, |s, block, _scales, _g| {
+format!(Q5_1, |s, block| {
     let (d, m) = (half(s, block), half(s, block.add(2)));
     let tables = [affine_table(s, &FROM_0, d, m), affine_table(s, &FROM_16, d, m)];
     look_up_by_bit(s, tables, nibbles(s, block.add(8)), word(block.add(4)))
 });
 
-format!(Q8_0, |s, block, _scales, _g| {
-    let d = s.splat(half(s, block));
+format!(Q8_0, |s, block| {
+    let d = half(s, block);
     let mut out = [s.zero(); 4];
     for i in 0..GROUP / S::LANES {
         out[i] = s.mul(s.from_i(s.load_i8(block.add(2 + i * S::LANES))), d);
@@ -353,12 +364,12 @@ format!(Q8_0, |s, block, _scales, _g| {
     out
 });
 
-format!(Iq4Nl, |s, block, _scales, _g| {
-    let table = s.scale_table(s.table(&NONLINEAR), s.splat(half(s, block)));
+format!(Iq4Nl, |s, block| {
+    let table = s.scale_table(s.table(&NONLINEAR), half(s, block));
     look_up(s, table, nibbles(s, block.add(2)))
 });
 
-format!(Mxfp4, |s, block, _scales, _g| {
+format!(Mxfp4, |s, block| {
     let table = s.scale_table(s.table(&E2M1), s.splat(half_power(block.read())));
     look_up(s, table, nibbles(s, block.add(1)))
 });
@@ -367,7 +378,7 @@ format!(
     Iq4Xs,
     scales: |s, block| {
         let (low, high) = (word(block.add(4)), u16::from_le(block.add(2).cast::<u16>().read_unaligned()));
-        let d = half(s, block);
+        let d = s.widen_half(u16::from_le(block.cast::<u16>().read_unaligned()));
         let mut scales = [0.0; 32];
         for k in 0..8 {
             let code = low >> (4 * k) & 15 | (u32::from(high) >> (2 * k) & 3) << 4;
@@ -383,27 +394,28 @@ format!(
 
 format!(Q4K, scales: |s, block| scales_and_minima(s, block), |s, block, scales, g| {
     let indices = bytes(s, block.add(16 + 32 * (g / 2)), 4 * (g % 2));
-    look_up(s, affine_table(s, &FROM_0, scales[g], -scales[MINIMA + g]), indices)
+    look_up(s, affine_table(s, &FROM_0, s.splat(scales[g]), s.splat(scales[MINIMA + g])), indices)
 });
 
 format!(Q5K, scales: |s, block| scales_and_minima(s, block), |s, block, scales, g| {
     let indices = bytes(s, block.add(48 + 32 * (g / 2)), 4 * (g % 2));
-    let (d, m) = (scales[g], scales[MINIMA + g]);
-    let tables = [affine_table(s, &FROM_0, d, -m), affine_table(s, &FROM_16, d, -m)];
+    let (d, m) = (s.splat(scales[g]), s.splat(scales[MINIMA + g]));
+    let tables = [affine_table(s, &FROM_0, d, m), affine_table(s, &FROM_16, d, m)];
     look_up_by_byte(s, [tables; 2], indices, (block.add(16), g))
 });
 
 format!(
     Q2K,
     scales: |s, block| {
-        let (d, dmin) = (s.splat(half(s, block.add(80))), s.splat(half(s, block.add(82))));
+        let (d, dmin) = (half(s, block.add(80)), half(s, block.add(82)));
         let mut scales = [0.0; 32];
         for i in (0..16).step_by(S::LANES) {
             let codes = s.load_u8(block.add(i));
             let low = s.from_i(s.and_i(codes, s.splat_i(15)));
             s.store(scales.as_mut_ptr().add(i), s.mul(low, d));
             let high = s.from_i(s.shr_i::<4>(codes));
-            s.store(scales.as_mut_ptr().add(MINIMA + i), s.mul(high, dmin));
+            let minima = s.mul(high, s.mul(s.splat(-1.0), dmin));
+            s.store(scales.as_mut_ptr().add(MINIMA + i), minima);
         }
         scales
     },
@@ -412,7 +424,7 @@ format!(
         let mut out = [s.zero(); 4];
         for i in 0..GROUP / S::LANES {
             let at = 2 * g + i * S::LANES / 16;
-            let table = affine_table(s, &QUARTERS, scales[at], -scales[MINIMA + at]);
+            let table = affine_table(s, &QUARTERS, s.splat(scales[at]), s.splat(scales[MINIMA + at]));
             out[i] = s.lookup(table, indices[i]);
         }
         out
@@ -423,7 +435,7 @@ format!(
     Q3K,
     scales: |s, block| {
         let codes = std::slice::from_raw_parts(block.add(96), 12);
-        let d = half(s, block.add(108));
+        let d = s.widen_half(u16::from_le(block.add(108).cast::<u16>().read_unaligned()));
         let mut scales = [0.0; 32];
         for i in 0..16 {
             scales[i] = d * super::reference::q3_scale(codes, i) as f32;
@@ -447,7 +459,7 @@ format!(
 format!(
     Q6K,
     scales: |s, block| {
-        let d = s.splat(half(s, block.add(208)));
+        let d = half(s, block.add(208));
         let mut scales = [0.0; 32];
         for i in (0..16).step_by(S::LANES) {
             let codes = s.from_i(s.load_i8(block.add(192 + i)));

@@ -77,9 +77,9 @@ unsafe fn decode_row<S: Simd, F: Format>(
             for line in (0..F::KIND.block_bytes()).step_by(64) {
                 s.prefetch_far(block.wrapping_add(ahead + line));
             }
-            let scales = F::scales(s, block);
+            let shared = F::shared(s, block);
             for_groups!(F, G => {
-                let w = F::group::<S, G>(s, block, &scales);
+                let w = F::group::<S, G>(s, block, &shared);
                 for i in 0..GROUP / S::LANES {
                     s.store(to.add(G * GROUP + i * S::LANES), w[i]);
                 }
@@ -234,9 +234,9 @@ unsafe fn streams<S: Simd, F: Format, const R: usize>(
         // SAFETY: promised by the caller.
         unsafe {
             let x = x.add(block * len);
-            let mut scales = [[0.0; 32]; R];
-            for r in 0..R {
-                scales[r] = F::scales(s, rows[r].add(block * bytes));
+            let mut shared = [F::shared(s, rows[0].add(block * bytes)); R];
+            for r in 1..R {
+                shared[r] = F::shared(s, rows[r].add(block * bytes));
             }
             for_groups!(F, G => {
                 let mut values = [s.zero(); 4];
@@ -244,7 +244,7 @@ unsafe fn streams<S: Simd, F: Format, const R: usize>(
                     values[i] = s.load(x.add(G * GROUP + i * S::LANES));
                 }
                 for r in 0..R {
-                    let w = F::group::<S, G>(s, rows[r].add(block * bytes), &scales[r]);
+                    let w = F::group::<S, G>(s, rows[r].add(block * bytes), &shared[r]);
                     for i in 0..GROUP / S::LANES {
                         sums[r] = s.fma(w[i], values[i], sums[r]);
                     }
