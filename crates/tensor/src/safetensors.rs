@@ -207,6 +207,11 @@ impl Checkpoint {
             })?;
             shards.entry(shard.to_string()).or_insert_with(Vec::new).push(tensor.clone());
         }
+        let absent = |shard: &&String| !folder.join(shard).is_file();
+        let missing: Vec<&str> = shards.keys().filter(absent).map(String::as_str).collect();
+        if !missing.is_empty() {
+            return Err(Error::format(index, format!("missing shards: {}", missing.join(", "))));
+        }
         let mut files = Vec::new();
         for (shard, tensors) in shards {
             let file = TensorFile::open(folder.join(&shard))?;

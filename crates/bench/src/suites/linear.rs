@@ -1,4 +1,4 @@
-//! Decoding: the linear layers of a Llama for one token of each sequence.
+//! Decoding: the linear layers of a Llama for one token of each sequence, and a prompt of 512.
 //!
 //! A case multiplies every weight of the model once, as a step of generation does, so that weights
 //! come from memory and not from a cache: all of a 130M model (12 layers of width 768, and the head),
@@ -104,7 +104,7 @@ macro_rules! list {
     ($($name:literal, $shape:ident, $stored:ident, $batch:literal;)*) => {
         vec![$(Case {
             name: $name,
-            what: concat!("one decoding step, ", stringify!($stored), ", batch ", $batch),
+            what: concat!("linear layers, ", stringify!($stored), ", batch ", $batch),
             flops: (2 * $shape.weights() * $batch) as f64,
             bytes: ($shape.weights() / 256 * $stored.bytes_of_256()) as f64,
             make: || step(&$shape, $stored, $batch),
@@ -138,5 +138,9 @@ pub(super) fn cases() -> Vec<Case> {
         "linear_1b_q4_0_b8", LARGE, Q4_0, 8;
         "linear_1b_q4_k_b1", LARGE, Q4_K, 1;
         "linear_1b_q4_k_b8", LARGE, Q4_K, 8;
+        "linear_1b_f32_b512", LARGE, F32, 512;
+        "linear_1b_bf16_b512", LARGE, BF16, 512;
+        "linear_1b_q8_0_b512", LARGE, Q8_0, 512;
+        "linear_1b_q4_k_b512", LARGE, Q4_K, 512;
     }
 }

@@ -170,7 +170,7 @@ fn print_generate(row: &GenerateRow, as_json: bool) {
         return println!("{object}");
     }
     println!(
-        "{shape} {dtype} batch {batch}: prefill {:.0} tokens/s ({:.0} % of peak), decode {:.1} \
+        "{shape} {dtype} batch {batch}: prefill {:.0} tokens/s ({:.0} % of f32 peak), decode {:.1} \
          tokens/s, step {step:.2} ms (products alone {products:.2} ms), {:.0} % of copy bandwidth",
         row.prefill_rate,
         100.0 * row.prefill_of_peak,

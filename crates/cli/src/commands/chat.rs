@@ -39,7 +39,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let model = Model::load(&args.model, Compute::default())?;
     let tokenizer = model.tokenizer()?;
     let template = ChatTemplate::of(tokenizer, &args.template)?;
-    let request = args.sampling.request(&model, &args.model, &[])?;
+    let request = args.sampling.request(&model, &[])?;
     let mut chat = Chat::new(&model.decoder, tokenizer, template, request, args.system.clone());
     if let Some(message) = &args.once {
         let turn = say(&mut chat, message, !args.json)?;

@@ -72,7 +72,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let (mut prompts, extra_stop) = prompts(args, &model)?;
     let level = if args.fast_prompts { Level::Deterministic } else { Level::Invariant };
     let batching = Batching { max_sequences: args.max_batch, max_tokens: args.batch_tokens, level };
-    let mut base = args.sampling.request(&model, &args.model, &extra_stop)?;
+    let mut base = args.sampling.request(&model, &extra_stop)?;
     base.completions = args.completions;
     base.top_log_probs = args.logprobs;
     with_states(args, &model, &mut prompts, &mut base, batching)?;

@@ -5,7 +5,6 @@ use clap::Args;
 use danaus::model::Model;
 use danaus::model::generate::{Request, Sampling, eos_tokens};
 use danaus::text::tokenizer::Tokenizer;
-use std::path::Path;
 
 #[derive(Args)]
 pub struct SamplingArgs {
@@ -62,18 +61,12 @@ fn parse_bias(text: &str) -> anyhow::Result<(u32, f64)> {
 }
 
 impl SamplingArgs {
-    /// A request without prompts for a model in `folder`. `extra_stop` ends texts beside the usual
-    /// tokens.
-    pub fn request(
-        &self,
-        model: &Model,
-        folder: &Path,
-        extra_stop: &[u32],
-    ) -> anyhow::Result<Request> {
+    /// A request without prompts. `extra_stop` ends texts beside the usual tokens.
+    pub fn request(&self, model: &Model, extra_stop: &[u32]) -> anyhow::Result<Request> {
         let tokenizer = model.tokenizer.as_ref();
         let mut stop = self.stop_token.clone();
         if !self.ignore_eos {
-            stop.extend(eos_tokens(folder, tokenizer)?);
+            stop.extend(eos_tokens(&model.special, tokenizer));
             stop.extend_from_slice(extra_stop);
         }
         // A stop string that is a special token never shows as text: it stops as a token.

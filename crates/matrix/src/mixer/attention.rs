@@ -87,7 +87,10 @@ impl AttentionConfig {
         let refuse = |field: &str, given: &dyn std::fmt::Display, valid: &str| {
             Err(Error::argument("config", format!("attention.{field}"), given, valid))
         };
-        if heads == 0 || heads > 1 << 14 || (self.head_dim.is_none() && d_model % heads != 0) {
+        if heads == 0
+            || heads > 1 << 14
+            || (self.head_dim.is_none() && !d_model.is_multiple_of(heads))
+        {
             let valid = format!("a divisor of d_model = {d_model}, or give head_dim");
             return refuse("n_heads", &heads, &valid);
         }

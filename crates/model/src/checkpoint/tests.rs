@@ -165,7 +165,11 @@ fn what_is_wrong_with_tensors_is_named_in_their_names() {
     }
     let folder = edited("40-engine/llama3-rope-tied-bf16", "{", "{");
     std::fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
-    assert!(complaint(folder.path()).contains("model-00002-of-00003.safetensors"));
+    std::fs::remove_file(folder.path().join("model-00003-of-00003.safetensors")).unwrap();
+    let message = complaint(folder.path());
+    let shards =
+        "missing shards: model-00002-of-00003.safetensors, model-00003-of-00003.safetensors";
+    assert!(message.contains(shards), "{message}");
     std::fs::remove_file(folder.path().join(CONFIG_NAME)).unwrap();
     assert!(complaint(folder.path()).contains("no config.json in this folder"));
     assert!(complaint(&folder.path().join("nowhere")).contains("no such folder"));

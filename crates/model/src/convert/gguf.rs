@@ -8,7 +8,7 @@
 
 use super::Summary;
 use crate::checkpoint::{Opened, ROPE_FACTORS, part_sizes};
-use crate::families::{self, Family, NameMap, stored};
+use crate::families::{self, Family, NameMap, UNBOUNDED, stored};
 use crate::formats::gguf::tokenizer::{self, Described};
 use crate::formats::gguf::{MetaValue, TensorPlan, TensorType, ValueType, write as write_file};
 use crate::{Error, Result};
@@ -96,6 +96,10 @@ fn names(opened: &Opened) -> Vec<String> {
 fn spell(opened: &Opened) -> Result<(String, &'static Family, Map<String, Value>)> {
     let mut config = opened.config().clone();
     config.used_vocab = None;
+    if config.attention.is_none() {
+        // Readers of the format keep the residual stream in f32, and bound no recurrent model.
+        (config.residual_f32, config.max_positions) = (true, UNBOUNDED);
+    }
     if let Some(mamba2) = &mut config.mamba2 {
         // How a scan is cut does not change what it computes, so the format does not keep it.
         mamba2.chunk_size = Mamba2Config::default().chunk_size;
@@ -129,7 +133,14 @@ fn parts_of(
     tensor: &Tensor,
 ) -> Result<Vec<(String, Tensor)>> {
     let rows = tensor.dims().first().copied().unwrap_or(0);
-    stored(map, ours, tensor, &part_sizes(opened.config(), ours, rows))
+    let mut parts = stored(map, ours, tensor, &part_sizes(opened.config(), ours, rows))?;
+    if let Some(mamba2) = &opened.config().mamba2 {
+        // Other readers of the format want a row for each group.
+        for (_, norm) in parts.iter_mut().filter(|(name, _)| name.ends_with("ssm_norm.weight")) {
+            *norm = norm.reshape([mamba2.n_groups, norm.elem_count() / mamba2.n_groups])?;
+        }
+    }
+    Ok(parts)
 }
 
 /// The type of a tensor, and why it is not the one asked for.

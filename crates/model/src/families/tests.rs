@@ -69,7 +69,10 @@ fn configs_survive_the_way_there_and_back() {
             }
         }
         if family.name != "state-spaces" {
-            assert_eq!(spell(&config).unwrap().1["model_type"], *kind, "{config:?}");
+            // With one head of keys per query head, GPTBigCode is GPT-2.
+            let same = if kind == "gpt_bigcode" { "gpt2" } else { &kind };
+            let found = spell(&config).unwrap().1["model_type"].clone();
+            assert!(found == *kind || found == same, "{found}: {config:?}");
         }
     }
 }

@@ -67,7 +67,10 @@ impl Candidates {
         let mut tokens: Vec<(u32, f64)> = match (limit < scores.len(), sampling.top_p < 1.0) {
             (true, _) => best(scores, limit).into_iter().map(weight).collect(),
             (false, true) => nucleus(scores, top, sampling.top_p),
-            (false, false) => (0..).zip(scores.iter().copied()).map(weight).collect(),
+            (false, false) => {
+                let all = (0..).zip(scores.iter().copied()).map(weight);
+                all.filter(|(_, weight)| *weight >= sampling.min_p).collect()
+            }
         };
         if limit < scores.len() && sampling.top_p < 1.0 {
             let sum: f64 = tokens.iter().map(|(_, weight)| weight).sum();
@@ -108,6 +111,21 @@ impl Candidates {
         // Rounding may leave a little at the end.
         self.tokens.iter().rev().find(|(_, weight)| *weight > 0.0).map(|(id, _)| *id)
     }
+}
+
+/// A draw among all tokens, as from [`Candidates`] without a filter; uses the scores up.
+pub(super) fn draw_any(scores: &mut [f64], uniform: f64) -> Option<u32> {
+    let top = largest(scores);
+    scores.iter_mut().for_each(|score| *score = (*score - top).exp());
+    let mut left = uniform * scores.iter().sum::<f64>();
+    for (id, weight) in scores.iter().enumerate() {
+        left -= weight;
+        if left < 0.0 {
+            return Some(id as u32);
+        }
+    }
+    // Rounding may leave a little at the end.
+    scores.iter().rposition(|weight| *weight > 0.0).map(|id| id as u32)
 }
 
 /// Keeps leading tokens until their weights reach `mass`.

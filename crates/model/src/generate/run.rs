@@ -6,6 +6,7 @@ use crate::decoder::Decoder;
 use crate::{Error, Result};
 use danaus_matrix::state::Slot;
 use danaus_matrix::{SeqBatch, StatePool};
+use danaus_runtime::pool::Scratch;
 use danaus_runtime::threads;
 use danaus_tensor::{DType, Device, Level, Tensor, no_grad, with_level};
 use std::collections::VecDeque;
@@ -367,12 +368,17 @@ fn choices(
     let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let logits = logits.to_dtype(wide)?.contiguous()?;
     let width = logits.dims()[1];
-    let row = |index: usize, known: usize| -> Result<Vec<f64>> {
+    let row = |index: usize, known: usize| -> Result<Scratch<f64>> {
         let range = index * width..index * width + known.min(width);
-        Ok(match wide {
-            DType::F64 => logits.as_slice::<f64>()?[range].to_vec(),
-            _ => logits.as_slice::<f32>()?[range].iter().map(|&value| value.into()).collect(),
-        })
+        let mut row = Scratch::new(range.len());
+        match wide {
+            DType::F64 => row.copy_from_slice(&logits.as_slice::<f64>()?[range]),
+            _ => {
+                let narrow = &logits.as_slice::<f32>()?[range];
+                row.iter_mut().zip(narrow).for_each(|(to, from)| *to = f64::from(*from));
+            }
+        }
+        Ok(row)
     };
     let choose = |index: usize| -> Result<Option<super::Choice>> {
         let sequence = &running[ready[index]];

@@ -12,8 +12,9 @@
 //!
 //! Penalties count the whole text so far, prompt and answer.
 
-use super::filter::{Candidates, best, log_sum_exp};
+use super::filter::{Candidates, best, draw_any, log_sum_exp};
 use crate::{Error, Result};
+use danaus_runtime::pool::Scratch;
 use danaus_tensor::rng::Rng;
 use std::collections::HashMap;
 
@@ -65,6 +66,11 @@ impl Sampling {
     /// The largest logit, always.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Whether a filter may drop tokens.
+    fn filters(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0 || self.typical_p < 1.0
     }
 
     /// Refuses parameters out of range, for a vocabulary of `vocab_size` tokens.
@@ -158,14 +164,18 @@ impl Sampler {
         if !total.is_finite() {
             return Err(Error::argument("logits", "not finite", "a model without NaN weights"));
         }
-        let mut scores = logits.to_vec();
+        // From the pool: several such buffers a step, freshly mapped each time, cost more page faults
+        // than arithmetic.
+        let mut scores = Scratch::<f64>::new(logits.len());
+        scores.copy_from_slice(logits);
         self.score(&mut scores, banned);
+        let uniform = || Rng::new(self.sampling.seed, self.stream).uniform_at(position);
         let token = match self.sampling.temperature {
             0.0 => argmax(&scores),
-            _ => {
-                let uniform = Rng::new(self.sampling.seed, self.stream).uniform_at(position);
-                Candidates::new(&scores, &self.sampling).draw(uniform)
+            _ if self.sampling.filters() => {
+                Candidates::new(&scores, &self.sampling).draw(uniform())
             }
+            _ => draw_any(&mut scores, uniform()),
         };
         let Some(token) = token else {
             return Err(Error::argument("stop tokens", "the whole vocabulary", "fewer of them"));

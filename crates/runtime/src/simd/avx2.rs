@@ -171,12 +171,28 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())) }
     }
     #[inline(always)]
+    fn widen_u8(self, bytes: u128) -> __m256i {
+        unsafe { _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64)) }
+    }
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
     fn positive_i(self, a: __m256i) -> __m256 {
         unsafe { _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, _mm256_setzero_si256())) }
     }
     #[inline(always)]
     fn widen_half(self, bits: u16) -> f32 {
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
+    fn splat_half(self, bits: u16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_set1_epi16(bits as i16)) }
     }
     #[inline(always)]
     fn table(self, values: &[f32; 16]) -> [__m256; 2] {

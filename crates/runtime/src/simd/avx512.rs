@@ -166,12 +166,31 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())) }
     }
     #[inline(always)]
+    fn widen_u8(self, bytes: u128) -> __m512i {
+        unsafe {
+            let both = _mm_set_epi64x((bytes >> 64) as i64, bytes as i64);
+            _mm512_cvtepu8_epi32(both)
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
     fn positive_i(self, a: __m512i) -> __mmask16 {
         unsafe { _mm512_cmpgt_epi32_mask(a, _mm512_setzero_si512()) }
     }
     #[inline(always)]
     fn widen_half(self, bits: u16) -> f32 {
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
+    fn splat_half(self, bits: u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(bits as i16)) }
     }
     #[inline(always)]
     fn table(self, values: &[f32; 16]) -> __m512 {

@@ -152,10 +152,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` bytes are readable at `from`.
     unsafe fn load_i8(self, from: *const u8) -> Self::I;
+    /// The first `LANES` bytes of a number, lowest first, one a lane.
+    fn widen_u8(self, bytes: u128) -> Self::I;
+    /// Asks for a cache line in the first level; the address need not be valid.
+    fn prefetch(self, address: *const u8);
+    /// Asks for a cache line in the second level; the address need not be valid.
+    fn prefetch_far(self, address: *const u8);
     /// `a > 0` lane by lane.
     fn positive_i(self, a: Self::I) -> Self::M;
     /// The value of an f16 bit pattern.
     fn widen_half(self, bits: u16) -> f32;
+    /// The value of an f16 bit pattern in all lanes.
+    fn splat_half(self, bits: u16) -> Self::F;
     /// A table of these values.
     fn table(self, values: &[f32; 16]) -> Self::Table;
     /// Every value times `factor` (the same in all lanes).

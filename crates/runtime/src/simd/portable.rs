@@ -172,12 +172,24 @@ impl Simd for Portable {
         std::array::from_fn(|lane| i32::from(unsafe { *from.add(lane) } as i8))
     }
     #[inline(always)]
+    fn widen_u8(self, bytes: u128) -> [i32; N] {
+        std::array::from_fn(|lane| (bytes >> (8 * lane)) as i32 & 255)
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
+    fn prefetch_far(self, _: *const u8) {}
+    #[inline(always)]
     fn positive_i(self, a: [i32; N]) -> [bool; N] {
         a.map(|a| a > 0)
     }
     #[inline(always)]
     fn widen_half(self, bits: u16) -> f32 {
         half::f16::from_bits(bits).to_f32()
+    }
+    #[inline(always)]
+    fn splat_half(self, bits: u16) -> [f32; N] {
+        [self.widen_half(bits); N]
     }
     #[inline(always)]
     fn table(self, values: &[f32; 16]) -> [f32; 16] {

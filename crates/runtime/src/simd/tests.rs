@@ -183,6 +183,7 @@ fn bytes_and_tables_are_exact() {
         bytes: &'a [u8],
         values: &'a [f32; 16],
         unsigned: &'a mut [f32],
+        widened: &'a mut [f32],
         signed: &'a mut [f32],
         looked_up: &'a mut [f32],
         masked: &'a mut [f32],
@@ -197,6 +198,11 @@ fn bytes_and_tables_are_exact() {
                 // SAFETY: 256 is a multiple of every vector's length; all slices are that long.
                 unsafe {
                     let unsigned = s.load_u8(self.bytes.as_ptr().add(start));
+                    let number = (0..S::LANES).rev().fold(0u128, |number, lane| {
+                        number << 8 | u128::from(self.bytes[start + lane])
+                    });
+                    s.prefetch(self.bytes.as_ptr());
+                    s.store(self.widened.as_mut_ptr().add(start), s.from_i(s.widen_u8(number)));
                     let signed = s.load_i8(self.bytes.as_ptr().add(start));
                     s.store(self.unsigned.as_mut_ptr().add(start), s.from_i(unsigned));
                     s.store(self.signed.as_mut_ptr().add(start), s.from_i(signed));
@@ -211,30 +217,32 @@ fn bytes_and_tables_are_exact() {
     }
     struct Half(u16);
     impl Kernel for Half {
-        type Out = f32;
+        type Out = [f32; 2];
         #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> f32 {
-            s.widen_half(self.0)
+        fn run<S: Simd>(self, s: S) -> [f32; 2] {
+            [s.widen_half(self.0), s.reduce_max(s.splat_half(self.0))]
         }
     }
     let bytes: Vec<u8> = (0..=255).collect();
     let values: [f32; 16] = std::array::from_fn(|i| (i * i) as f32 - 7.25);
     for isa in Isa::ALL {
-        let mut out = [(); 4].map(|()| vec![0f32; 256]);
-        let [unsigned, signed, looked_up, masked] = &mut out;
-        let kernel = Bytes { bytes: &bytes, values: &values, unsigned, signed, looked_up, masked };
+        let mut out = [(); 5].map(|()| vec![0f32; 256]);
+        let [unsigned, signed, looked_up, masked, widened] = &mut out;
+        let (bytes, values) = (&bytes, &values);
+        let kernel = Bytes { bytes, values, unsigned, widened, signed, looked_up, masked };
         if with_isa(isa, || dispatch(kernel)).is_none() {
             continue;
         }
         for (i, &byte) in bytes.iter().enumerate() {
             assert_eq!(out[0][i], f32::from(byte), "{isa:?}");
+            assert_eq!(out[4][i], f32::from(byte), "{isa:?}");
             assert_eq!(out[1][i], f32::from(byte as i8), "{isa:?}");
             assert_eq!(out[2][i], values[i % 16] * 0.5 - 3.0, "{isa:?} {i}");
             assert_eq!(out[3][i], if byte as i8 > 0 { 1.0 } else { -1.0 }, "{isa:?} {i}");
         }
         for bits in [0u16, 1, 0x03ff, 0x3c00, 0xc500, 0x7bff, 0x7c00, 0xfc00] {
             let value = with_isa(isa, || dispatch(Half(bits)));
-            assert_eq!(value, Some(half::f16::from_bits(bits).to_f32()), "{isa:?} {bits:x}");
+            assert_eq!(value, Some([half::f16::from_bits(bits).to_f32(); 2]), "{isa:?} {bits:x}");
         }
     }
 }

@@ -190,34 +190,30 @@ pub const COLUMNS: usize = 16;
 /// As [`skinny`]; `start` is a column.
 #[inline(always)]
 unsafe fn sixteen<U: Units, const ROWS: usize>(request: &Skinny, start: usize) {
-    let columns = (request.columns - start).min(16);
+    let columns = (request.columns - start).min(COLUMNS);
+    let per_block = 16 * U::IN_LANE;
     let unit_bytes = size_of::<U::Source>() * U::DEPTH;
     // SAFETY: promised by the caller; only existing columns and units are read and written.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); ROWS];
         let mut a = request.a;
-        for unit in (0..request.depth).step_by(16 * U::IN_LANE) {
-            let units = (request.depth - unit).min(16 * U::IN_LANE);
-            let mut block = [_mm512_setzero_ps(); 16];
-            for i in 0..columns {
-                let column = request.b.offset((start + i) as isize * request.column_bytes);
-                let from = column.add(unit * unit_bytes);
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
-                block[i] = U::load(from, units);
-            }
-            let block = transpose(block);
-            for d in 0..16 {
-                for part in 0..U::IN_LANE {
-                    if d * U::IN_LANE + part < units {
-                        let unit = U::part(block[d], part);
-                        for i in 0..ROWS {
-                            let value = _mm512_set1_ps(a.cast::<f32>().add(i).read_unaligned());
-                            sums[i] = U::multiply_add(value, unit, sums[i]);
-                        }
-                        a = a.offset(request.a_step);
-                    }
-                }
-            }
+        let mut b = request.b.offset(start as isize * request.column_bytes);
+        let whole = if columns == COLUMNS { request.depth / per_block } else { 0 };
+        for _ in 0..whole {
+            let block = Block { a, a_step: request.a_step, b, column_bytes: request.column_bytes };
+            // Constant limits: the loads of the next block start before the sums of this one end.
+            block.multiply::<U, ROWS>((COLUMNS, per_block), &mut sums);
+            a = a.offset(per_block as isize * request.a_step);
+            b = b.add(per_block * unit_bytes);
+        }
+        let mut unit = whole * per_block;
+        while unit < request.depth {
+            let units = (request.depth - unit).min(per_block);
+            let block = Block { a, a_step: request.a_step, b, column_bytes: request.column_bytes };
+            block.multiply::<U, ROWS>((columns, units), &mut sums);
+            a = a.offset(units as isize * request.a_step);
+            b = b.add(units * unit_bytes);
+            unit += units;
         }
         let mask = first(columns);
         for i in 0..ROWS {
@@ -230,13 +226,63 @@ unsafe fn sixteen<U: Units, const ROWS: usize>(request: &Skinny, start: usize) {
     }
 }
 
+/// Sixteen columns by sixteen lanes of units.
+struct Block {
+    a: *const u8,
+    a_step: isize,
+    b: *const u8,
+    column_bytes: isize,
+}
+
+impl Block {
+    /// Adds the products to the sums.
+    ///
+    /// # Safety
+    /// As [`skinny`]; so many columns and units exist.
+    #[inline(always)]
+    unsafe fn multiply<U: Units, const ROWS: usize>(
+        self,
+        (columns, units): (usize, usize),
+        sums: &mut [__m512; ROWS],
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let mut block = [_mm512_setzero_ps(); COLUMNS];
+            for i in 0..COLUMNS {
+                if i < columns {
+                    let from = self.b.offset(i as isize * self.column_bytes);
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+                    // The same place of the next sixteen columns.
+                    let next = from.wrapping_offset(COLUMNS as isize * self.column_bytes);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                    block[i] = U::load(from, units);
+                }
+            }
+            let block = transpose(block);
+            let mut a = self.a;
+            for d in 0..16 {
+                for part in 0..U::IN_LANE {
+                    if d * U::IN_LANE + part < units {
+                        let unit = U::part(block[d], part);
+                        for i in 0..ROWS {
+                            let value = _mm512_set1_ps(a.cast::<f32>().add(i).read_unaligned());
+                            sums[i] = U::multiply_add(value, unit, sums[i]);
+                        }
+                        a = a.offset(self.a_step);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// All columns.
 ///
 /// # Safety
 /// `request` describes valid memory; the processor has the instructions of `U`.
 #[inline(always)]
 unsafe fn skinny<U: Units, const ROWS: usize>(request: &Skinny) {
-    for start in (0..request.columns).step_by(16) {
+    for start in (0..request.columns).step_by(COLUMNS) {
         // SAFETY: promised by the caller.
         unsafe { sixteen::<U, ROWS>(request, start) };
     }

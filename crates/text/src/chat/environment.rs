@@ -63,7 +63,7 @@ pub(super) fn build(source: &str) -> Result<Environment<'static>> {
 pub(super) fn render(environment: &Environment, context: Value) -> Result<String> {
     let template = environment.get_template(NAME).map_err(translate)?;
     let mut output = Bounded(Vec::new());
-    template.render_to_write(context, &mut output).map_err(translate)?;
+    template.render_captured_to(context, &mut output).map_err(translate)?;
     String::from_utf8(output.0)
         .map_err(|_| Error::Template { line: None, problem: "the output is not UTF-8".into() })
 }
@@ -176,7 +176,8 @@ fn without_generation_marks(source: &str) -> Cow<'_, str> {
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
         result.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // The end begins behind the beginning: `{%}` is no tag.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
             rest = tag;
             break;
         };

@@ -161,3 +161,10 @@ fn messages_are_checked() {
     let error = ChatTemplate::of(&bare.unwrap(), "default").err().unwrap().to_string();
     assert!(error.contains("chat_template.jinja"), "{error}");
 }
+
+/// Found by damaging templates: `{%}` was taken for a tag that ends before it begins.
+#[test]
+fn a_mark_that_is_no_tag() {
+    assert!(template("{%}{% generation %}a{% endgeneration %}").is_err());
+    assert!(template("{% endgeneration %}{%}").is_err());
+}

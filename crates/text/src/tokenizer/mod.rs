@@ -13,6 +13,7 @@
 mod bytes;
 mod detokenizer;
 mod encoder;
+mod parse;
 mod settings;
 mod split;
 mod train;
@@ -74,8 +75,7 @@ impl Tokenizer {
     pub fn from_json(json: impl Into<String>) -> Result<Self> {
         let json = json.into();
         let action = "load tokenizer.json";
-        let mut marked: tokenizers::Tokenizer =
-            tokenizers::Tokenizer::from_bytes(json.as_bytes()).map_err(failed(action))?;
+        let mut marked = parse::parse(&json)?;
         marked.with_truncation(None).map_err(failed(action))?;
         marked.with_padding(None);
         let bytes = TokenBytes::new(&marked)?;

@@ -15,17 +15,59 @@ pub(super) const GROUP: usize = 32;
 /// 32 weights: the first `32 / LANES` vectors.
 pub(super) type Group<S> = [<S as Simd>::F; 4];
 
+/// Scales (0 to 15) and negated minima (16 to 31) within a block of 256, as far as a type has them.
+pub(super) type Scales = [f32; 32];
+
+/// Where the minima start.
+const MINIMA: usize = 16;
+
 /// One block type.
 pub(super) trait Format: Send + Sync + 'static {
     /// Which.
     const KIND: BlockType;
 
-    /// Group `g` of a block.
+    /// What the groups of a block share: nothing, or [`Scales`].
+    type Shared: Copy;
+
+    /// The scales within a block of 256, products with its common factors.
     ///
     /// # Safety
-    /// `block` points at a whole block; `g` is below `block_len / 32`.
-    unsafe fn group<S: Simd>(s: S, block: *const u8, g: usize) -> Group<S>;
+    /// `block` points at a whole block.
+    unsafe fn shared<S: Simd>(s: S, block: *const u8) -> Self::Shared;
+
+    /// Group `G` of a block. A constant, so that shifts and places are.
+    ///
+    /// # Safety
+    /// `block` points at a whole block; `G` is below `block_len / 32`.
+    unsafe fn group<S: Simd, const G: usize>(
+        s: S,
+        block: *const u8,
+        shared: &Self::Shared,
+    ) -> Group<S>;
 }
+
+/// Runs `$body` with `$G` bound to 0, or to 0 to 7 in turn for blocks of 256.
+macro_rules! for_groups {
+    ($F:ident, $G:ident => $body:expr) => {{
+        macro_rules! one {
+            ($value:literal) => {{
+                const $G: usize = $value;
+                $body
+            }};
+        }
+        one!(0);
+        if $F::KIND.block_len() == 256 {
+            one!(1);
+            one!(2);
+            one!(3);
+            one!(4);
+            one!(5);
+            one!(6);
+            one!(7);
+        }
+    }};
+}
+pub(super) use for_groups;
 
 /// Runs a block with `$F` bound to the [`Format`] of a type.
 macro_rules! with_format {
@@ -126,11 +168,12 @@ const LANE_BITS: [u32; 16] = {
     bits
 };
 
-/// The f16 at `from`, widened.
+/// The f16 at `from`, widened, in all lanes: the conversion of a whole vector costs no more, and that
+/// of one number waits for whatever was last in its register.
 #[inline(always)]
-unsafe fn half<S: Simd>(s: S, from: *const u8) -> f32 {
+unsafe fn half<S: Simd>(s: S, from: *const u8) -> S::F {
     // SAFETY: promised by the caller: two bytes of the block.
-    s.widen_half(u16::from_le(unsafe { from.cast::<u16>().read_unaligned() }))
+    s.splat_half(u16::from_le(unsafe { from.cast::<u16>().read_unaligned() }))
 }
 
 #[inline(always)]
@@ -141,8 +184,8 @@ unsafe fn word(from: *const u8) -> u32 {
 
 /// A table times a number plus a number, each rounded.
 #[inline(always)]
-fn affine_table<S: Simd>(s: S, values: &[f32; 16], factor: f32, addend: f32) -> S::Table {
-    s.shift_table(s.scale_table(s.table(values), s.splat(factor)), s.splat(addend))
+fn affine_table<S: Simd>(s: S, values: &[f32; 16], factor: S::F, addend: S::F) -> S::Table {
+    s.shift_table(s.scale_table(s.table(values), factor), addend)
 }
 
 /// Logical shift by one of the amounts that codes are packed with.
@@ -226,63 +269,94 @@ unsafe fn look_up_by_byte<S: Simd>(
     out
 }
 
-/// Scale and minimum of group `g` of Q4_K and Q5_K.
+/// The scales of Q4_K and Q5_K: eight, and eight negated minima.
 #[inline(always)]
-unsafe fn scale_and_min<S: Simd>(s: S, block: *const u8, g: usize) -> (f32, f32) {
-    // SAFETY: promised by the caller; the scales are bytes 4 to 16.
-    let (a, b, c) = unsafe { (word(block.add(4)), word(block.add(8)), word(block.add(12))) };
-    let (scales, mins) = if g < 4 {
-        (a & 0x3f3f_3f3f, b & 0x3f3f_3f3f)
-    } else {
-        let high = |word: u32| (word >> 6 & 0x0303_0303) << 4;
-        (c & 0x0f0f_0f0f | high(a), c >> 4 & 0x0f0f_0f0f | high(b))
+unsafe fn scales_and_minima<S: Simd>(s: S, block: *const u8) -> Scales {
+    // SAFETY: promised by the caller; the factors are bytes 0 to 4, the six-bit numbers 4 to 16.
+    let (a, b, c, d, dmin) = unsafe {
+        let [a, b, c] = [4, 8, 12].map(|at| word(block.add(at)));
+        (a, b, c, half(s, block), half(s, block.add(2)))
     };
-    let byte = |word: u32| (word >> (8 * (g % 4)) & 255) as f32;
-    // SAFETY: as above.
-    unsafe { (half(s, block) * byte(scales), half(s, block.add(2)) * byte(mins)) }
+    let high = |word: u32| (word >> 6 & 0x0303_0303) << 4;
+    let words = [
+        a & 0x3f3f_3f3f,
+        c & 0x0f0f_0f0f | high(a),
+        b & 0x3f3f_3f3f,
+        c >> 4 & 0x0f0f_0f0f | high(b),
+    ];
+    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let (scales, minima) = (pair(words[0], words[1]), pair(words[2], words[3]));
+    let mut out = [0.0; 32];
+    // Eight of each; with sixteen lanes the upper half holds zeros.
+    let negated = s.mul(s.splat(-1.0), dmin);
+    for (start, bytes, factor) in [(0, scales, d), (MINIMA, minima, negated)] {
+        let products = s.mul(s.from_i(s.widen_u8(u128::from(bytes))), factor);
+        // SAFETY: sixteen elements follow either start.
+        unsafe { s.store(out.as_mut_ptr().add(start), products) };
+    }
+    out
 }
 
 macro_rules! format {
-    ($(#[$doc:meta])* $name:ident, |$s:ident, $block:ident, $g:ident| $body:expr) => {
-        $(#[$doc])*
+    ($name:ident, |$s:ident, $block:ident| $body:expr) => {
+        format!(@impl $name, (), |_s, _block| (), |$s, $block, _shared, _g| $body);
+    };
+    ($name:ident, scales: |$ss:ident, $sblock:ident| $scales:expr,
+     |$s:ident, $block:ident, $shared:ident, $g:ident| $body:expr) => {
+        format!(@impl $name, Scales, |$ss, $sblock| $scales, |$s, $block, $shared, $g| $body);
+    };
+    (@impl $name:ident, $type:ty, |$ss:ident, $sblock:ident| $scales:expr,
+     |$s:ident, $block:ident, $shared:ident, $g:ident| $body:expr) => {
         pub(super) struct $name;
 
+        // SAFETY of both blocks: the caller promises a whole block, and all offsets lie in it.
+        #[allow(clippy::undocumented_unsafe_blocks, unused_unsafe)]
         impl Format for $name {
             const KIND: BlockType = BlockType::$name;
+            type Shared = $type;
 
             #[inline(always)]
-            unsafe fn group<S: Simd>($s: S, $block: *const u8, $g: usize) -> Group<S> {
-                // SAFETY: the caller promises a whole block, and all offsets lie in it.
+            unsafe fn shared<S: Simd>($ss: S, $sblock: *const u8) -> $type {
+                unsafe { $scales }
+            }
+
+            #[inline(always)]
+            unsafe fn group<S: Simd, const G: usize>(
+                $s: S,
+                $block: *const u8,
+                $shared: &$type,
+            ) -> Group<S> {
+                let $g = G;
                 unsafe { $body }
             }
         }
     };
 }
 
-format!(Q4_0, |s, block, _g| {
-    let table = s.scale_table(s.table(&FROM_MINUS_8), s.splat(half(s, block)));
+format!(Q4_0, |s, block| {
+    let table = s.scale_table(s.table(&FROM_MINUS_8), half(s, block));
     look_up(s, table, nibbles(s, block.add(2)))
 });
 
-format!(Q4_1, |s, block, _g| {
+format!(Q4_1, |s, block| {
     let table = affine_table(s, &FROM_0, half(s, block), half(s, block.add(2)));
     look_up(s, table, nibbles(s, block.add(4)))
 });
 
-format!(Q5_0, |s, block, _g| {
-    let d = s.splat(half(s, block));
+format!(Q5_0, |s, block| {
+    let d = half(s, block);
     let tables = [s.scale_table(s.table(&FROM_MINUS_16), d), s.scale_table(s.table(&FROM_0), d)];
     look_up_by_bit(s, tables, nibbles(s, block.add(6)), word(block.add(2)))
 });
 
-format!(Q5_1, |s, block, _g| {
+format!(Q5_1, |s, block| {
     let (d, m) = (half(s, block), half(s, block.add(2)));
     let tables = [affine_table(s, &FROM_0, d, m), affine_table(s, &FROM_16, d, m)];
     look_up_by_bit(s, tables, nibbles(s, block.add(8)), word(block.add(4)))
 });
 
-format!(Q8_0, |s, block, _g| {
-    let d = s.splat(half(s, block));
+format!(Q8_0, |s, block| {
+    let d = half(s, block);
     let mut out = [s.zero(); 4];
     for i in 0..GROUP / S::LANES {
         out[i] = s.mul(s.from_i(s.load_i8(block.add(2 + i * S::LANES))), d);
@@ -290,76 +364,121 @@ format!(Q8_0, |s, block, _g| {
     out
 });
 
-format!(Iq4Nl, |s, block, _g| {
-    let table = s.scale_table(s.table(&NONLINEAR), s.splat(half(s, block)));
+format!(Iq4Nl, |s, block| {
+    let table = s.scale_table(s.table(&NONLINEAR), half(s, block));
     look_up(s, table, nibbles(s, block.add(2)))
 });
 
-format!(Mxfp4, |s, block, _g| {
+format!(Mxfp4, |s, block| {
     let table = s.scale_table(s.table(&E2M1), s.splat(half_power(block.read())));
     look_up(s, table, nibbles(s, block.add(1)))
 });
 
-format!(Iq4Xs, |s, block, g| {
-    let low = block.add(4 + g / 2).read() >> (4 * (g % 2)) & 15;
-    let high = u16::from_le(block.add(2).cast::<u16>().read_unaligned()) >> (2 * g) & 3;
-    let scale = half(s, block) * (i32::from(low) + 16 * i32::from(high) - 32) as f32;
-    let table = s.scale_table(s.table(&NONLINEAR), s.splat(scale));
-    look_up(s, table, nibbles(s, block.add(8 + 16 * g)))
-});
+format!(
+    Iq4Xs,
+    scales: |s, block| {
+        let (low, high) = (word(block.add(4)), u16::from_le(block.add(2).cast::<u16>().read_unaligned()));
+        let d = s.widen_half(u16::from_le(block.cast::<u16>().read_unaligned()));
+        let mut scales = [0.0; 32];
+        for k in 0..8 {
+            let code = low >> (4 * k) & 15 | (u32::from(high) >> (2 * k) & 3) << 4;
+            scales[k] = d * (code as i32 - 32) as f32;
+        }
+        scales
+    },
+    |s, block, scales, g| {
+        let table = s.scale_table(s.table(&NONLINEAR), s.splat(scales[g]));
+        look_up(s, table, nibbles(s, block.add(8 + 16 * g)))
+    }
+);
 
-format!(Q4K, |s, block, g| {
-    let (d, m) = scale_and_min(s, block, g);
+format!(Q4K, scales: |s, block| scales_and_minima(s, block), |s, block, scales, g| {
     let indices = bytes(s, block.add(16 + 32 * (g / 2)), 4 * (g % 2));
-    look_up(s, affine_table(s, &FROM_0, d, -m), indices)
+    look_up(s, affine_table(s, &FROM_0, s.splat(scales[g]), s.splat(scales[MINIMA + g])), indices)
 });
 
-format!(Q5K, |s, block, g| {
-    let (d, m) = scale_and_min(s, block, g);
+format!(Q5K, scales: |s, block| scales_and_minima(s, block), |s, block, scales, g| {
     let indices = bytes(s, block.add(48 + 32 * (g / 2)), 4 * (g % 2));
-    let tables = [affine_table(s, &FROM_0, d, -m), affine_table(s, &FROM_16, d, -m)];
+    let (d, m) = (s.splat(scales[g]), s.splat(scales[MINIMA + g]));
+    let tables = [affine_table(s, &FROM_0, d, m), affine_table(s, &FROM_16, d, m)];
     look_up_by_byte(s, [tables; 2], indices, (block.add(16), g))
 });
 
-format!(Q2K, |s, block, g| {
-    let indices = bytes(s, block.add(16 + 32 * (g / 4)), 2 * (g % 4));
-    let (d, dmin) = (half(s, block.add(80)), half(s, block.add(82)));
-    let mut out = [s.zero(); 4];
-    for i in 0..GROUP / S::LANES {
-        let scale = block.add(2 * g + i * S::LANES / 16).read();
-        let (factor, min) = (d * f32::from(scale & 15), dmin * f32::from(scale >> 4));
-        out[i] = s.lookup(affine_table(s, &QUARTERS, factor, -min), indices[i]);
+format!(
+    Q2K,
+    scales: |s, block| {
+        let (d, dmin) = (half(s, block.add(80)), half(s, block.add(82)));
+        let mut scales = [0.0; 32];
+        for i in (0..16).step_by(S::LANES) {
+            let codes = s.load_u8(block.add(i));
+            let low = s.from_i(s.and_i(codes, s.splat_i(15)));
+            s.store(scales.as_mut_ptr().add(i), s.mul(low, d));
+            let high = s.from_i(s.shr_i::<4>(codes));
+            let minima = s.mul(high, s.mul(s.splat(-1.0), dmin));
+            s.store(scales.as_mut_ptr().add(MINIMA + i), minima);
+        }
+        scales
+    },
+    |s, block, scales, g| {
+        let indices = bytes(s, block.add(16 + 32 * (g / 4)), 2 * (g % 4));
+        let mut out = [s.zero(); 4];
+        for i in 0..GROUP / S::LANES {
+            let at = 2 * g + i * S::LANES / 16;
+            let table = affine_table(s, &QUARTERS, s.splat(scales[at]), s.splat(scales[MINIMA + at]));
+            out[i] = s.lookup(table, indices[i]);
+        }
+        out
     }
-    out
-});
+);
 
-format!(Q3K, |s, block, g| {
-    let indices = bytes(s, block.add(32 + 32 * (g / 4)), 2 * (g % 4));
-    let d = half(s, block.add(108));
-    let scales = std::slice::from_raw_parts(block.add(96), 12);
-    let mut tables = [[s.table(&QUARTERS); 2]; 2];
-    for i in 0..2 {
-        let scale = s.splat(d * super::reference::q3_scale(scales, 2 * g + i) as f32);
-        tables[i] = [
-            s.scale_table(s.table(&QUARTERS_MINUS_4), scale),
-            s.scale_table(s.table(&QUARTERS), scale),
-        ];
+format!(
+    Q3K,
+    scales: |s, block| {
+        let codes = std::slice::from_raw_parts(block.add(96), 12);
+        let d = s.widen_half(u16::from_le(block.add(108).cast::<u16>().read_unaligned()));
+        let mut scales = [0.0; 32];
+        for i in 0..16 {
+            scales[i] = d * super::reference::q3_scale(codes, i) as f32;
+        }
+        scales
+    },
+    |s, block, scales, g| {
+        let indices = bytes(s, block.add(32 + 32 * (g / 4)), 2 * (g % 4));
+        let mut tables = [[s.table(&QUARTERS); 2]; 2];
+        for i in 0..2 {
+            let scale = s.splat(scales[2 * g + i]);
+            tables[i] = [
+                s.scale_table(s.table(&QUARTERS_MINUS_4), scale),
+                s.scale_table(s.table(&QUARTERS), scale),
+            ];
+        }
+        look_up_by_byte(s, tables, indices, (block, g))
     }
-    look_up_by_byte(s, tables, indices, (block, g))
-});
+);
 
-format!(Q6K, |s, block, g| {
-    let (half_block, quarter) = (g / 4, g % 4);
-    let low = bytes(s, block.add(64 * half_block + 32 * (quarter % 2)), 4 * (quarter / 2));
-    let high = bytes(s, block.add(128 + 32 * half_block), 2 * quarter);
-    let d = half(s, block.add(208));
-    let (fifteen, three) = (s.splat_i(15), s.splat_i(3));
-    let mut out = [s.zero(); 4];
-    for i in 0..GROUP / S::LANES {
-        let scale = d * f32::from(block.add(192 + 2 * g + i * S::LANES / 16).read() as i8);
-        let high = s.shl_i::<4>(s.and_i(high[i], three));
-        let q = s.from_i(s.add_i(s.and_i(low[i], fifteen), high));
-        out[i] = s.mul(s.sub(q, s.splat(32.0)), s.splat(scale));
+format!(
+    Q6K,
+    scales: |s, block| {
+        let d = half(s, block.add(208));
+        let mut scales = [0.0; 32];
+        for i in (0..16).step_by(S::LANES) {
+            let codes = s.from_i(s.load_i8(block.add(192 + i)));
+            s.store(scales.as_mut_ptr().add(i), s.mul(codes, d));
+        }
+        scales
+    },
+    |s, block, scales, g| {
+        let (half_block, quarter) = (g / 4, g % 4);
+        let low = bytes(s, block.add(64 * half_block + 32 * (quarter % 2)), 4 * (quarter / 2));
+        let high = bytes(s, block.add(128 + 32 * half_block), 2 * quarter);
+        let (fifteen, three) = (s.splat_i(15), s.splat_i(3));
+        let mut out = [s.zero(); 4];
+        for i in 0..GROUP / S::LANES {
+            let scale = s.splat(scales[2 * g + i * S::LANES / 16]);
+            let high = s.shl_i::<4>(s.and_i(high[i], three));
+            let q = s.from_i(s.add_i(s.and_i(low[i], fifteen), high));
+            out[i] = s.mul(s.sub(q, s.splat(32.0)), scale);
+        }
+        out
     }
-    out
-});
+);

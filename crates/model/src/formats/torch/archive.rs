@@ -61,10 +61,8 @@ impl Archive {
                     let order = String::from_utf8_lossy(&data.data()[..data.data().len().min(20)]);
                     return Err(Fault::ByteOrder(order.into_owned()));
                 }
-                (_, Some(key)) => {
-                    if storages.insert(Box::from(key), range).is_some() {
-                        return Err(Fault::DuplicateEntry(shown(name)));
-                    }
+                (_, Some(key)) if storages.insert(Box::from(key), range).is_some() => {
+                    return Err(Fault::DuplicateEntry(shown(name)));
                 }
                 _ => {}
             }

@@ -133,10 +133,16 @@ fn draws_depend_on_seed_stream_and_position_alone() {
     assert_eq!(token(5, 1, 9), token(5, 1, 9));
     let others = [token(6, 1, 9), token(5, 2, 9), token(5, 1, 10)];
     assert!(others.iter().all(|&other| other != token(5, 1, 9)), "{others:?}");
-    // A filter that keeps everything changes nothing.
-    let kept = Sampling { seed: 5, top_k: 999_999, min_p: 1e-9, ..Sampling::default() };
-    let found = Sampler::new(&kept, 1).choose(&flat, &[], 9, 0).unwrap();
-    assert_eq!(found.token, token(5, 1, 9));
+    // Filters that keep everything change nothing.
+    let base = Sampling { seed: 5, ..Sampling::default() };
+    for kept in [
+        Sampling { top_k: 999_999, ..base.clone() },
+        Sampling { min_p: 1e-9, ..base.clone() },
+        Sampling { top_p: 1.0 - 1e-12, ..base.clone() },
+    ] {
+        let found = Sampler::new(&kept, 1).choose(&flat, &[], 9, 0).unwrap();
+        assert_eq!(found.token, token(5, 1, 9));
+    }
 }
 
 #[test]
