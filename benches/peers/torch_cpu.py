@@ -142,9 +142,10 @@ def selective_scan(u, delta, a, b, c, d, z, bias):
     entry = torch.einsum("bdl,bnl,bdl->bdln", delta, b, u)
     state = u.new_zeros(u.shape[0], *a.shape)
     outputs = []
-    for t in range(u.shape[2]):
-        state = decay[:, :, t] * state + entry[:, :, t]
-        outputs.append(torch.einsum("bdn,bn->bd", state, c[:, :, t]))
+    # Slices by index would make every backward step write a gradient of the whole array.
+    for decay_t, entry_t, c_t in zip(decay.unbind(2), entry.unbind(2), c.unbind(2)):
+        state = decay_t * state + entry_t
+        outputs.append(torch.einsum("bdn,bn->bd", state, c_t))
     return (torch.stack(outputs, dim=2) + u * d[:, None]) * F.silu(z)
 
 
