@@ -206,10 +206,11 @@ pub trait Op: Send + Sync + 'static {
 /// # Errors
 /// Whatever [`Op::infer`] or [`Op::run`] report, and inputs on different devices.
 pub fn apply(op: impl Op, inputs: Inputs) -> Result<Vec<Tensor>> {
-    let device = common_device(op.name(), inputs, op.host_inputs())?;
-    if device.is_cuda() && !op.on_cuda() {
+    // Before the devices are compared: an operator without a kernel is the reason that matters.
+    if !op.on_cuda() && inputs.iter().flatten().any(|tensor| tensor.device().is_cuda()) {
         return Err(Error::not_on_cuda(op.name(), "this operator"));
     }
+    let device = common_device(op.name(), inputs, op.host_inputs())?;
     let metas = op.infer(inputs)?;
     let mut outputs = metas
         .into_iter()

@@ -87,8 +87,9 @@ DEVICE State shuffle(State s, int from) {
     return other;
 }
 
-// inner == 1: one block of 256 threads a row and part. Threads take neighbouring elements in turn.
-extern "C" __global__ void __launch_bounds__(256)
+// inner == 1: one block of 256 threads a row and part. Threads take neighbouring elements in turn. Four
+// blocks a multiprocessor are enough, and leave it registers for what is under way.
+extern "C" __global__ void __launch_bounds__(256, 4)
 rows(const T* __restrict__ x, RESULT* y, State* states, i64 outer, i64 count, i64 per_part, int part) {
     __shared__ State scratch[8];
     const i64 row = blockIdx.x, first = blockIdx.y * per_part;
@@ -132,7 +133,6 @@ short_rows(const T* __restrict__ x, RESULT* y, i64 outer, i64 count) {
 constexpr int kPack = PACK;
 struct alignas(sizeof(T) * kPack) Pack { T at[kPack]; };
 
-// Four blocks a multiprocessor are enough, and leave it registers for what is under way.
 extern "C" __global__ void __launch_bounds__(256, 4)
 columns(const T* __restrict__ x, RESULT* y, State* states, i64 outer, i64 count, i64 inner,
         i64 per_part, int part) {
