@@ -67,7 +67,7 @@ pub(super) fn forward(args: &Forward, y: &mut Tensor, sum: Option<&mut Tensor>) 
     let arguments: [&dyn Argument; 9] =
         [&x, &residual, &weight, &bias, &y, &sum, &height, &width, &norm.eps];
     // SAFETY: all tensors are contiguous with `rows` rows of `cols` values; the outputs are fresh.
-    Ok(unsafe { kernel.launch(&plan.launch(name(norm.kind), rows)?, &arguments)? })
+    unsafe { kernel.launch(&plan.launch(name(norm.kind), rows)?, &arguments) }.map_err(Into::into)
 }
 
 /// Contiguous inputs of the backward pass; the weight in the accumulator's dtype.

@@ -62,7 +62,7 @@ impl Norm<'_> {
         let arguments: [&dyn Argument; 8] =
             [&x, &z, &weight, &to, &count, &groups, &size, &self.options.eps];
         // SAFETY: all tensors are contiguous with `units` groups of `size` values; `y` is fresh.
-        Ok(unsafe { kernel.launch(&plan.launch(OP, units)?, &arguments)? })
+        unsafe { kernel.launch(&plan.launch(OP, units)?, &arguments) }.map_err(Into::into)
     }
 
     pub fn backward(&self, dy: &Tensor) -> Result<Gradients> {

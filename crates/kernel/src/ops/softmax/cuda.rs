@@ -32,7 +32,7 @@ fn rows(form: Form, entry: &str, inputs: &[&Tensor], out: &mut Tensor) -> Result
         addresses.iter().map(|address| address as &dyn Argument).collect();
     arguments.extend([&height as &dyn Argument, &width]);
     // SAFETY: all tensors are contiguous with `count` rows of `cols` elements; the output is fresh.
-    Ok(unsafe { kernel.launch(&plan.launch("softmax", count)?, &arguments)? })
+    unsafe { kernel.launch(&plan.launch("softmax", count)?, &arguments) }.map_err(Into::into)
 }
 
 /// `y` from the contiguous `x`.

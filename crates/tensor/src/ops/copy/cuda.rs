@@ -96,7 +96,8 @@ pub(crate) fn contiguous_into(x: &Tensor, out: &mut Tensor) -> Result<()> {
         let pack = turn.pack(x.dtype().size(), [from, to]);
         let kernel = gpu.kernel(&SOURCE, "transpose", &defines(kind, pack))?;
         // SAFETY: the turn visits every element of `x` and its place in the fresh `out` once.
-        return Ok(unsafe { kernel.launch(&Launch::linear(blocks, 256), &[&from, &to, &turn])? });
+        return unsafe { kernel.launch(&Launch::linear(blocks, 256), &[&from, &to, &turn]) }
+            .map_err(Into::into);
     }
     let inputs = [Operand::input(x, &shape, kind)?];
     let outputs = [Operand::output(out, kind)?];

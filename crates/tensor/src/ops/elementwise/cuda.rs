@@ -205,7 +205,7 @@ pub(crate) fn pointwise(
     let blocks = count.div_ceil(THREADS as usize * plan.pack);
     let launch = Launch::linear(u32::try_from(blocks).unwrap_or(u32::MAX), THREADS);
     // SAFETY: every operand's strides stay inside its tensor over the shape; outputs are fresh.
-    Ok(unsafe { kernel.launch(&launch, &arguments)? })
+    unsafe { kernel.launch(&launch, &arguments) }.map_err(Into::into)
 }
 
 /// `double` if an operand is f64, else `float`.
@@ -292,8 +292,8 @@ pub(crate) fn variants() -> Vec<Variant> {
     for (kind, size, compute) in
         [("float", 4, "float"), ("bf16", 2, "float"), ("f16", 2, "float"), ("double", 8, "double")]
     {
-        all.push(make(kind, size, compute, &[unary.clone()], [row, scalar]));
-        all.push(make(kind, size, compute, &[binary.clone()], [row, column]));
+        all.push(make(kind, size, compute, std::slice::from_ref(&unary), [row, scalar]));
+        all.push(make(kind, size, compute, std::slice::from_ref(&binary), [row, column]));
     }
     all
 }

@@ -91,7 +91,7 @@ pub(super) fn fold(
         let arguments: [&dyn Argument; 4] = [&from, &to, &sides[0], &sides[1]];
         let kernel = gpu.kernel(&SOURCE, "short_rows", &defines.set("PACK", 1))?;
         // SAFETY: `x` is contiguous with these sides, `out` is fresh with `outer` elements.
-        return Ok(unsafe { kernel.launch(&launch, &arguments)? });
+        return unsafe { kernel.launch(&launch, &arguments) }.map_err(Into::into);
     }
     let pack = pack(inner, x.dtype().size(), from);
     let defines = defines.set("PACK", pack);
