@@ -116,7 +116,7 @@ fn rotations_by_every_kind_of_position() {
             let x = randn(1, &[2, 9, 3, 20], dtype);
             let packed = randn(2, &[11, 3, 20], dtype);
             let (cos, sin) = (cos.clone(), sin.clone());
-            check("offset", &[x.clone()], |t| {
+            check("offset", std::slice::from_ref(&x), |t| {
                 let on = t[0].device();
                 let (cos, sin) = (cos.to_device(&on)?, sin.to_device(&on)?);
                 Ok(vec![rotary(&t[0], (&cos, &sin), Positions::From(7), interleaved)?])

@@ -30,6 +30,10 @@ template <class Fold, class A> DEVICE A block_fold(A value, A start, A* scratch)
     return warp_fold<Fold>(value);
 }
 
+// Bounds of kernels whose rows stay in registers: without the 1 the compiler aims at full occupancy and
+// spills a register or two for it.
+#define ROW_BOUNDS(group) __launch_bounds__((group) < 256 ? 256 : (group), 1)
+
 // The fold over a group of THREADS neighbouring threads: a warp, or the whole block.
 template <int THREADS, class Fold, class A> DEVICE A group_fold(A value, A start, A* scratch) {
     if constexpr (THREADS == 32) return warp_fold<Fold>(value);

@@ -171,6 +171,12 @@ pub trait Op: Send + Sync + 'static {
         Level::Deterministic
     }
 
+    /// Inputs that the host reads in any case, such as the bounds of packed sequences: they may be on
+    /// the processor while the others are on a GPU.
+    fn host_inputs(&self) -> &'static [usize] {
+        &[]
+    }
+
     /// Whether `run` and `backward` work on a GPU, for the dtypes that their messages name. Operators
     /// that say no are refused there by [`apply`].
     fn on_cuda(&self) -> bool {
@@ -200,10 +206,11 @@ pub trait Op: Send + Sync + 'static {
 /// # Errors
 /// Whatever [`Op::infer`] or [`Op::run`] report, and inputs on different devices.
 pub fn apply(op: impl Op, inputs: Inputs) -> Result<Vec<Tensor>> {
-    let device = common_device(op.name(), inputs)?;
-    if device.is_cuda() && !op.on_cuda() {
+    // Before the devices are compared: an operator without a kernel is the reason that matters.
+    if !op.on_cuda() && inputs.iter().flatten().any(|tensor| tensor.device().is_cuda()) {
         return Err(Error::not_on_cuda(op.name(), "this operator"));
     }
+    let device = common_device(op.name(), inputs, op.host_inputs())?;
     let metas = op.infer(inputs)?;
     let mut outputs = metas
         .into_iter()
@@ -213,10 +220,13 @@ pub fn apply(op: impl Op, inputs: Inputs) -> Result<Vec<Tensor>> {
     Ok(record(op, inputs, outputs))
 }
 
-fn common_device(op: &'static str, inputs: Inputs) -> Result<Device> {
+fn common_device(op: &'static str, inputs: Inputs, host: &[usize]) -> Result<Device> {
     let mut common = None;
     for (position, tensor) in inputs.iter().enumerate() {
         let Some(found) = tensor.map(Tensor::device) else { continue };
+        if found == Device::Cpu && host.contains(&position) {
+            continue;
+        }
         match common {
             None => common = Some(found),
             Some(expected) if expected != found => {

@@ -147,8 +147,7 @@ pub(super) fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> 
         }
     }
     if q.device() != Device::Cpu {
-        let what = format!("device {}", q.device());
-        return Err(Error::unsupported(op, what, "move q, k and v to the CPU"));
+        return Err(Error::not_on_cuda(op, "this operator"));
     }
     let rank = if packed { 3 } else { 4 };
     let formula = if packed { "[rows, heads, dim]" } else { "[batch, rows, heads, dim]" };

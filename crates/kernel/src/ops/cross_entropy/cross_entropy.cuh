@@ -71,7 +71,7 @@ forward(const T* __restrict__ logits, const i64* __restrict__ targets, A* __rest
     loss[token] = value;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 backward(const T* __restrict__ logits, const i64* __restrict__ targets, const A* __restrict__ lse,
          const A* __restrict__ dloss, const A* __restrict__ dlse, T* __restrict__ dlogits,
          const Loss args) {

@@ -119,7 +119,7 @@ pub(super) fn backward(
         (dloss.device_address()?, dlse.device_address()?, dlogits.device_address_mut()?);
     let arguments: [&dyn Argument; 7] = [&z, &t, &log, &g, &h, &to, &args];
     // SAFETY: as in `forward`; bad targets change nothing but their own row.
-    Ok(unsafe { kernel.launch(&launch(tokens)?, &arguments)? })
+    unsafe { kernel.launch(&launch(tokens)?, &arguments) }.map_err(Into::into)
 }
 
 /// The kernels that are shipped.

@@ -23,7 +23,7 @@ pub(super) fn apply(dropout: &Dropout, x: &Tensor, y: &mut Tensor) -> Result<()>
     let blocks = u32::try_from(count.div_ceil(4 * 256)).unwrap_or(u32::MAX);
     let kernel = gpu.kernel(&SOURCE, "drop", &defines)?;
     // SAFETY: both tensors are contiguous with `count` elements; the output is fresh.
-    Ok(unsafe { kernel.launch(&Launch::linear(blocks, 256), &arguments)? })
+    unsafe { kernel.launch(&Launch::linear(blocks, 256), &arguments) }.map_err(Into::into)
 }
 
 /// The kernels that are shipped.

@@ -52,7 +52,7 @@ impl Product<'_> {
             ..MatMul::new([rows, out, features], blas_type(to.dtype())?, x, transposed, c)
         };
         // SAFETY: the matrices are contiguous tensors of these sides; C is fresh.
-        Ok(unsafe { matmul(&gpu, &problem)? })
+        unsafe { matmul(&gpu, &problem) }.map_err(Into::into)
     }
 
     /// Writes `y`, and the value before the activation if it is wanted.

@@ -28,7 +28,7 @@ DEVICE void statistics(const A (&v)[ITEMS], int lane, int cols, A eps, A* scratc
 }
 
 // y = (h - mean) rstd weight + bias, with h = x + residual written to `sum` where there is one.
-extern "C" __global__ void __launch_bounds__(GROUP < 256 ? 256 : GROUP)
+extern "C" __global__ void ROW_BOUNDS(GROUP)
 forward(const T* __restrict__ x, const T* __restrict__ residual, const A* __restrict__ weight,
         const A* __restrict__ bias, T* __restrict__ y, T* __restrict__ sum, i64 rows, int cols,
         double eps) {
@@ -67,7 +67,7 @@ forward(const T* __restrict__ x, const T* __restrict__ residual, const A* __rest
 }
 
 // dh, and one row of partial sums for weight and bias a group: `per_group` rows each, in order.
-extern "C" __global__ void __launch_bounds__(GROUP < 256 ? 256 : GROUP)
+extern "C" __global__ void ROW_BOUNDS(GROUP)
 backward(const T* __restrict__ h, const T* __restrict__ dy, const T* __restrict__ dsum,
          const A* __restrict__ weight, T* __restrict__ dh, A* __restrict__ dweight,
          A* __restrict__ dbias, i64 rows, int cols, i64 per_group, double eps) {

@@ -26,7 +26,7 @@ DEVICE A reciprocal_root(const A (&v)[ITEMS], int size, A eps, A* scratch) {
 }
 
 // `units` rows of `size` columns: group g of row r is unit r * groups + g.
-extern "C" __global__ void __launch_bounds__(GROUP < 256 ? 256 : GROUP)
+extern "C" __global__ void ROW_BOUNDS(GROUP)
 forward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__ weight,
         T* __restrict__ y, i64 units, int groups, int size, double eps) {
     __shared__ A scratch[32];
@@ -52,7 +52,7 @@ forward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__ 
 }
 
 // dx, dz, and a row of partial sums for the weight a run of `per_run` rows.
-extern "C" __global__ void __launch_bounds__(GROUP < 256 ? 256 : GROUP)
+extern "C" __global__ void ROW_BOUNDS(GROUP)
 backward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__ weight,
          const T* __restrict__ dy, T* __restrict__ dx, T* __restrict__ dz, A* __restrict__ dweight,
          i64 rows, int groups, int size, i64 per_run, double eps) {

@@ -80,7 +80,7 @@ pub(super) fn rotate(
         [&from, &c, &s, &places, &to, &rotation, &check.address, &check.number];
     // SAFETY: `x` and `y` are contiguous of one shape, tables have `half` columns, there is one
     // position a token, and the kernel checks positions against the tables.
-    Ok(unsafe { kernel.launch(&Launch::linear(blocks, 256), &arguments)? })
+    unsafe { kernel.launch(&Launch::linear(blocks, 256), &arguments) }.map_err(Into::into)
 }
 
 /// The kernels that are shipped.

@@ -15,7 +15,7 @@ DEVICE A peak(A a, A b) { return Larger::of(a, b); }
 #if ROW_ITEMS > 0
 constexpr int ITEMS = ROW_ITEMS;
 
-extern "C" __global__ void __launch_bounds__(GROUP < 256 ? 256 : GROUP)
+extern "C" __global__ void ROW_BOUNDS(GROUP)
 forward(const T* __restrict__ x, T* __restrict__ y, i64 rows, int cols) {
     __shared__ A scratch[32];
     const int lane = threadIdx.x % GROUP;
@@ -58,7 +58,7 @@ forward(const T* __restrict__ x, T* __restrict__ y, i64 rows, int cols) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(GROUP < 256 ? 256 : GROUP)
+extern "C" __global__ void ROW_BOUNDS(GROUP)
 backward(const T* __restrict__ y, const T* __restrict__ dy, T* __restrict__ dx, i64 rows, int cols) {
     __shared__ A scratch[32];
     const int lane = threadIdx.x % GROUP;

@@ -50,7 +50,7 @@ fn launch(
     let kernel = gpu.kernel(&SOURCE, entry, defines)?;
     // SAFETY: the callers pass contiguous tensors with the sides they state; indices are checked by
     // the kernel; outputs are fresh.
-    Ok(unsafe { kernel.launch(&Launch::linear(blocks, THREADS as u32), &all)? })
+    unsafe { kernel.launch(&Launch::linear(blocks, THREADS as u32), &all) }.map_err(Into::into)
 }
 
 /// `y[o, n, i] = x[o, index[n], i]`.
