@@ -288,10 +288,13 @@ private:
         named_sync(kAllConsumers, kConsumerThreads);
         const int first = sequence.k_start + n * kN, count = min(kN, sequence.k_len - n * kN);
         if (Config::kPacked && count < kN) {
-            for_rows<kDim, kConsumerThreads>(params.dk, 0, tile.head, first, count,
-                                             [=, this](uint4* out, int row, int chunk) { *out = load_16_bytes(pipeline.key() + swizzled<kN>(row, chunk)); });
-            for_rows<kDim, kConsumerThreads>(params.dv, 0, tile.head, first, count,
-                                             [=, this](uint4* out, int row, int chunk) { *out = load_16_bytes(pipeline.value() + swizzled<kN>(row, chunk)); });
+            const auto copy = [&](const Rows& rows, u32 staged) {
+                for_rows<kDim, kConsumerThreads>(rows, 0, tile.head, first, count, [=](uint4* out, int row, int chunk) {
+                    *out = load_16_bytes(staged + swizzled<kN>(row, chunk));
+                });
+            };
+            copy(params.dk, pipeline.key());
+            copy(params.dv, pipeline.value());
         } else if (threadIdx.x == kWarpgroup) {
             const TileOrigin at{first, tile.head, Config::kPacked ? 0 : tile.batch};
             store_tile(maps.dk, pipeline.key(), at);
