@@ -79,8 +79,7 @@ fn packed_sequences_with_empty_ones_and_slack() {
                 k_bounds.clone(),
             ];
             check(&format!("packed, d {head_dim}"), &inputs, |t| {
-                let (out, lse) =
-                    attention_varlen([&t[0], &t[1], &t[2]], &t[3], &t[4], &options)?;
+                let (out, lse) = attention_varlen([&t[0], &t[1], &t[2]], &t[3], &t[4], &options)?;
                 Ok(vec![out, lse])
             });
         }
