@@ -288,8 +288,7 @@ impl RowView {
 fn aligned(tensor: &Tensor) -> Result<Tensor> {
     let tensor = readable(tensor)?;
     let last = tensor.rank() - 1;
-    let strides = tensor.strides()[..last].iter();
-    let plain = strides.clone().all(|&stride| stride > 0 && stride % 8 == 0);
+    let plain = tensor.strides()[..last].iter().all(|&stride| stride > 0 && stride % 8 == 0);
     if plain && tensor.device_address()?.is_multiple_of(16) {
         Ok(tensor)
     } else {
