@@ -73,7 +73,7 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
         if matches!(suite, "launch" | "all") {
             bench.launch(&mut report)?;
         }
-        Ok(())
+        Ok::<(), Error>(())
     })?;
     if matches!(suite, "attention" | "all") {
         bench.attention(&mut report)?;

@@ -12,9 +12,22 @@ mod tensors;
 
 use danaus::tensor::rng::Rng;
 use danaus::tensor::{DType, Device, Result, Tensor};
+use std::cell::RefCell;
+use std::sync::{Mutex, MutexGuard};
+
+/// Tests take turns: while one captures a graph, nobody else may use the device.
+static TURN: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    /// Held from the first use of the GPU to the end of the test, which is a thread.
+    static HELD: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
+}
 
 /// The first GPU, or `None` with a note.
 fn gpu() -> Option<Device> {
+    HELD.with_borrow_mut(|held| {
+        held.get_or_insert_with(|| TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    });
     match Device::cuda(0) {
         Ok(device) => Some(device),
         Err(error) => {

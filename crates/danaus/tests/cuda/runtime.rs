@@ -59,8 +59,11 @@ fn memory_is_counted_and_its_lack_is_an_error() {
     let Some(gpu) = device() else { return };
     let before = gpu.memory_statistics().unwrap();
     let buffer = DeviceBuffer::zeroed(&gpu, 10 << 20).unwrap();
-    assert!(gpu.memory_statistics().unwrap().live >= before.live.saturating_sub(0).min(10 << 20));
+    let during = gpu.memory_statistics().unwrap();
+    assert_eq!(during.live, before.live + (10 << 20));
+    assert!(during.peak >= during.live && during.reserved >= 10 << 20);
     drop(buffer);
+    assert_eq!(gpu.memory_statistics().unwrap().live, before.live);
     match DeviceBuffer::uninit(&gpu, 1 << 45) {
         Err(Error::OutOfMemory { asked, total, .. }) => {
             assert_eq!(asked, 1 << 45);

@@ -156,11 +156,16 @@ impl Gpu {
     /// Whatever went wrong on the device since the last wait, with the kernel launched last; and what
     /// a kernel reported through [`super::fault`].
     pub fn synchronize(&self) -> Result<()> {
+        self.drain()?;
+        self.faults.take()
+    }
+
+    /// Waits, and leaves what a kernel reported for the next call of [`Self::synchronize`].
+    pub(super) fn drain(&self) -> Result<()> {
         let done = self.bind().and_then(|()| {
             self.stream.synchronize().map_err(|error| Error::driver("cuStreamSynchronize", error))
         });
-        done.map_err(|error| self.blame(error))?;
-        self.faults.take()
+        done.map_err(|error| self.blame(error))
     }
 
     /// Bytes that are free on the device now (our pool's reserve not counted), and all bytes.

@@ -56,7 +56,7 @@ impl Drop for Arena {
     fn drop(&mut self) {
         let Some(gpu) = self.gpu.upgrade() else { return };
         // A replay may still run; its error, if any, is reported by the next call that waits.
-        if gpu.synchronize().is_err() {
+        if gpu.drain().is_err() {
             return;
         }
         for &(address, _) in lock(&self.all).iter() {

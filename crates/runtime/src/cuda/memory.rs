@@ -399,7 +399,7 @@ impl PinnedBuffer {
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         // A copy may be under way; its error, if any, is reported by the next call that waits.
-        let _ = self.gpu.synchronize();
+        let _ = self.gpu.drain();
         // SAFETY: the memory came from `malloc_host` and no copy uses it any more.
         let _ = unsafe { result::free_host(self.start.cast()) };
     }

@@ -171,6 +171,12 @@ pub trait Op: Send + Sync + 'static {
         Level::Deterministic
     }
 
+    /// Inputs that the host reads in any case, such as the bounds of packed sequences: they may be on
+    /// the processor while the others are on a GPU.
+    fn host_inputs(&self) -> &'static [usize] {
+        &[]
+    }
+
     /// Whether `run` and `backward` work on a GPU, for the dtypes that their messages name. Operators
     /// that say no are refused there by [`apply`].
     fn on_cuda(&self) -> bool {
@@ -200,7 +206,7 @@ pub trait Op: Send + Sync + 'static {
 /// # Errors
 /// Whatever [`Op::infer`] or [`Op::run`] report, and inputs on different devices.
 pub fn apply(op: impl Op, inputs: Inputs) -> Result<Vec<Tensor>> {
-    let device = common_device(op.name(), inputs)?;
+    let device = common_device(op.name(), inputs, op.host_inputs())?;
     if device.is_cuda() && !op.on_cuda() {
         return Err(Error::not_on_cuda(op.name(), "this operator"));
     }
@@ -213,10 +219,13 @@ pub fn apply(op: impl Op, inputs: Inputs) -> Result<Vec<Tensor>> {
     Ok(record(op, inputs, outputs))
 }
 
-fn common_device(op: &'static str, inputs: Inputs) -> Result<Device> {
+fn common_device(op: &'static str, inputs: Inputs, host: &[usize]) -> Result<Device> {
     let mut common = None;
     for (position, tensor) in inputs.iter().enumerate() {
         let Some(found) = tensor.map(Tensor::device) else { continue };
+        if found == Device::Cpu && host.contains(&position) {
+            continue;
+        }
         match common {
             None => common = Some(found),
             Some(expected) if expected != found => {

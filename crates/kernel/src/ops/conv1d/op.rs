@@ -166,6 +166,10 @@ impl Op for CausalConv1d {
         Saves::inputs(&[0, 1, 2, 3, 4, 5])
     }
 
+    fn host_inputs(&self) -> &'static [usize] {
+        &[4, 5]
+    }
+
     fn on_cuda(&self) -> bool {
         true
     }

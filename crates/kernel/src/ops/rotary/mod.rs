@@ -253,6 +253,10 @@ impl Op for Rotary {
         Saves::inputs(&[1, 2, 3, 4])
     }
 
+    fn host_inputs(&self) -> &'static [usize] {
+        &[4]
+    }
+
     fn on_cuda(&self) -> bool {
         true
     }

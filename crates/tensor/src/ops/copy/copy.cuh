@@ -1,11 +1,16 @@
 // A transposition through shared memory, so that both sides use whole sectors. BITS is an unsigned
-// type with the size of an element. The source is contiguous along `rows`, the target along `cols`.
+// type with the size of an element. PACK neighbours are moved at once. The source is
+// contiguous along `rows`, the target along `cols`.
 #pragma once
 #include "scalar.cuh"
 
 typedef BITS E;
 
 constexpr int kTile = sizeof(E) <= 4 ? 64 : 32;
+
+// Neighbours that are moved together; all sides, strides and addresses are divisible by it.
+constexpr int kPack = PACK;
+struct alignas(sizeof(E) * kPack) Pack { E at[kPack]; };
 
 struct Turn {
     i64 rows, cols, row_tiles, col_tiles;
@@ -29,13 +34,23 @@ transpose(const E* __restrict__ x, E* __restrict__ y, const Turn t) {
         x += at * t.from[d];
         y += at * t.to[d];
     }
-    for (int i = threadIdx.x; i < kTile * kTile; i += 256) {
-        const i64 r = r0 + i % kTile, c = c0 + i / kTile;
-        if (r < t.rows && c < t.cols) tile[i / kTile][i % kTile] = x[r + c * t.from_col];
+    constexpr int kPacks = kTile / kPack;
+#pragma unroll
+    for (int i = threadIdx.x; i < kTile * kPacks; i += 256) {
+        const int r = i % kPacks * kPack, c = i / kPacks;
+        if (r0 + r >= t.rows || c0 + c >= t.cols) continue;
+        const Pack pack = *reinterpret_cast<const Pack*>(x + r0 + r + (c0 + c) * t.from_col);
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) tile[c][r + k] = pack.at[k];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < kTile * kTile; i += 256) {
-        const i64 r = r0 + i / kTile, c = c0 + i % kTile;
-        if (r < t.rows && c < t.cols) y[r * t.to_row + c] = tile[i % kTile][i / kTile];
+#pragma unroll
+    for (int i = threadIdx.x; i < kTile * kPacks; i += 256) {
+        const int r = i / kPacks, c = i % kPacks * kPack;
+        if (r0 + r >= t.rows || c0 + c >= t.cols) continue;
+        Pack pack;
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) pack.at[k] = tile[c + k][r];
+        *reinterpret_cast<Pack*>(y + (r0 + r) * t.to_row + c0 + c) = pack;
     }
 }

@@ -31,6 +31,23 @@ struct Turn {
 // SAFETY: plain numbers in the order of the kernel's struct.
 unsafe impl Argument for Turn {}
 
+impl Turn {
+    /// Neighbours that can be moved at once: up to 8 bytes.
+    fn pack(&self, size: usize, addresses: [u64; 2]) -> usize {
+        let sides = [self.rows, self.cols, self.from_col, self.to_row];
+        let fits = |pack: usize| {
+            let divides = |value: &i64| value % pack as i64 == 0;
+            sides.iter().chain(&self.from).chain(&self.to).all(divides)
+                && addresses.iter().all(|address| address.is_multiple_of((size * pack) as u64))
+        };
+        [4, 2].into_iter().find(|&pack| pack * size <= 8 && fits(pack)).unwrap_or(1)
+    }
+}
+
+fn defines(kind: &str, pack: usize) -> Defines {
+    Defines::new().set("BITS", kind).set("PACK", pack)
+}
+
 /// The transposition that a copy to row-major order is, if it is one, and its blocks.
 fn turn(shape: &[usize], strides: &[isize], size: usize) -> Option<(Turn, usize)> {
     let (dims, mut strides) = merge(shape, &[strides.to_vec()]);
@@ -75,8 +92,9 @@ pub(crate) fn contiguous_into(x: &Tensor, out: &mut Tensor) -> Result<()> {
         && let Some((turn, blocks)) = turn(&shape, x.strides(), x.dtype().size())
         && let Ok(blocks) = u32::try_from(blocks)
     {
-        let kernel = gpu.kernel(&SOURCE, "transpose", &Defines::new().set("BITS", kind))?;
         let (from, to) = (x.device_address()?, out.device_address_mut()?);
+        let pack = turn.pack(x.dtype().size(), [from, to]);
+        let kernel = gpu.kernel(&SOURCE, "transpose", &defines(kind, pack))?;
         // SAFETY: the turn visits every element of `x` and its place in the fresh `out` once.
         return Ok(unsafe { kernel.launch(&Launch::linear(blocks, 256), &[&from, &to, &turn])? });
     }
@@ -132,8 +150,9 @@ pub(crate) fn fill_all<T: Element>(out: &mut Tensor, value: T) -> Result<()> {
 
 /// The kernels that are shipped.
 pub(crate) fn variants() -> Vec<Variant> {
-    let kinds = ["u8", "u16", "u32", "u64", "u128"];
-    kinds.map(|kind| Variant::new(SOURCE.clone(), Defines::new().set("BITS", kind))).to_vec()
+    let kinds =
+        [("u8", 1), ("u16", 1), ("u16", 4), ("u32", 1), ("u32", 2), ("u64", 1), ("u128", 1)];
+    kinds.map(|(kind, pack)| Variant::new(SOURCE.clone(), defines(kind, pack))).to_vec()
 }
 
 #[cfg(test)]
@@ -149,6 +168,9 @@ mod tests {
         let (plain, blocks) = turn(&[100, 70], &[1, 100], 2).unwrap();
         assert_eq!((plain.rows, plain.cols, plain.from_col, plain.to_row), (100, 70, 100, 70));
         assert_eq!((blocks, plain.sizes), (4, [1; 6]));
+        assert_eq!(plain.pack(2, [256, 512]), 2);
+        assert_eq!(plain.pack(2, [258, 512]), 1);
+        assert_eq!(plain.pack(8, [256, 512]), 1);
         // Heads of 20 columns beside one another merge with their columns.
         let (merged, blocks) = turn(&[3, 5, 20, 40], &[4000, 20, 1, 100], 8).unwrap();
         assert_eq!((merged.rows, merged.cols), (100, 40));

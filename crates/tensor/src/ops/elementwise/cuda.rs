@@ -10,9 +10,10 @@ use super::super::expr::{Program, Statements};
 use super::generate::Kernel;
 use crate::cuda::{SCALAR, device_type};
 use crate::{DType, Error, Result, Shape, Tensor};
-use danaus_runtime::cuda::{Argument, Defines, Gpu, Header, Launch, Source, Variant};
+use danaus_runtime::cuda::{self, Argument, Defines, Gpu, Header, Launch, Source, Variant};
+use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const HEADERS: &[Header] =
     &[SCALAR, Header { name: "elementwise.cuh", text: include_str!("elementwise.cuh") }];
@@ -151,6 +152,20 @@ unsafe impl Argument for LayoutArgument {
     }
 }
 
+/// The kernel of a text. Looked up by what the text is made of: writing it costs more than a launch.
+fn generated(gpu: &Arc<Gpu>, text: &Kernel) -> Result<Arc<cuda::Kernel>> {
+    static KNOWN: Mutex<BTreeMap<(usize, String), Arc<cuda::Kernel>>> = Mutex::new(BTreeMap::new());
+    let key = (gpu.index(), text.key());
+    let known = || KNOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(kernel) = known().get(&key) {
+        return Ok(kernel.clone());
+    }
+    let source = Source::generated(String::from("pointwise"), text.text(), HEADERS);
+    let kernel = gpu.kernel(&source, "pointwise", &Defines::new())?;
+    known().insert(key, kernel.clone());
+    Ok(kernel)
+}
+
 /// Runs statements over a shape.
 pub(crate) fn pointwise(
     op: &'static str,
@@ -175,8 +190,7 @@ pub(crate) fn pointwise(
     let wide = count > 1 << 31;
     let text =
         Kernel { plan: &plan, compute, kinds: &kinds, outputs: outputs.len(), statements, wide };
-    let source = Source::generated(String::from("pointwise"), text.text(), HEADERS);
-    let kernel = gpu.kernel(&source, "pointwise", &Defines::new())?;
+    let kernel = generated(gpu, &text)?;
     let mut layout = vec![count as i64];
     layout.extend(plan.dims.iter().map(|&dim| dim as i64));
     layout.extend(plan.strides.iter().flatten().map(|&stride| stride as i64));

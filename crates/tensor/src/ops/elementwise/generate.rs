@@ -32,6 +32,27 @@ impl Kernel<'_> {
         text
     }
 
+    /// Everything that the text depends on.
+    pub fn key(&self) -> String {
+        let mut key = String::with_capacity(64 + self.statements.text.len());
+        let _ = write!(
+            key,
+            "{} {} {} {} {} {}",
+            self.compute,
+            self.wide,
+            self.plan.pack,
+            self.plan.dims.len(),
+            self.outputs,
+            self.statements.constants.len()
+        );
+        for (kind, inner) in self.kinds.iter().zip(&self.plan.inner) {
+            let _ = write!(key, " {kind}{}", *inner as u8);
+        }
+        key.push('\n');
+        key.push_str(&self.statements.text);
+        key
+    }
+
     /// Outputs are `b0, b1, ..`, inputs `a0, a1, ..`.
     fn names(&self) -> impl Iterator<Item = (usize, String)> {
         let outputs = self.outputs;

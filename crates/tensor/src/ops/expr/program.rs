@@ -87,7 +87,6 @@ impl Program {
 struct Builder {
     values: Vec<Action>,
     by_node: HashMap<*const Node, Source>,
-    by_action: HashMap<String, Source>,
 }
 
 impl Builder {
@@ -143,12 +142,13 @@ impl Builder {
     }
 
     fn value(&mut self, action: Action) -> Source {
-        let next = Source::Register(self.values.len());
-        let source = *self.by_action.entry(format!("{action:?}")).or_insert(next);
-        if source == next {
+        // Formulas are short: looking through them costs less than a table of them.
+        let known = self.values.iter().position(|value| *value == action);
+        let index = known.unwrap_or_else(|| {
             self.values.push(action);
-        }
-        source
+            self.values.len() - 1
+        });
+        Source::Register(index)
     }
 }
 

@@ -28,6 +28,17 @@ fn cut(count: usize, blocks: usize) -> (usize, usize) {
     (each, count.div_ceil(each).max(1))
 }
 
+/// Neighbouring columns that a thread reads at once: up to 8 bytes, where rows are divisible by them.
+fn pack(inner: usize, size: usize, address: u64) -> usize {
+    let fits = |pack: &usize| {
+        pack * size <= 8
+            && inner.is_multiple_of(*pack)
+            && address.is_multiple_of((pack * size) as u64)
+    };
+    // One column has rows, not columns.
+    if inner == 1 { 1 } else { [4, 2].into_iter().find(fits).unwrap_or(1) }
+}
+
 /// Constants of the fold of a dtype.
 fn defines(kind: Kind, dtype: DType, arg: bool) -> Result<Defines> {
     let op = kind.name();
@@ -78,11 +89,13 @@ pub(super) fn fold(
     if inner == 1 && count <= SHORT {
         let launch = Launch::linear(grid(outer.div_ceil(8))?, THREADS);
         let arguments: [&dyn Argument; 4] = [&from, &to, &sides[0], &sides[1]];
-        let kernel = gpu.kernel(&SOURCE, "short_rows", &defines)?;
+        let kernel = gpu.kernel(&SOURCE, "short_rows", &defines.set("PACK", 1))?;
         // SAFETY: `x` is contiguous with these sides, `out` is fresh with `outer` elements.
         return Ok(unsafe { kernel.launch(&launch, &arguments)? });
     }
-    let blocks = if inner == 1 { outer } else { outer * inner.div_ceil(32) };
+    let pack = pack(inner, x.dtype().size(), from);
+    let defines = defines.set("PACK", pack);
+    let blocks = if inner == 1 { outer } else { outer * inner.div_ceil(32 * pack) };
     let (per_part, parts) = cut(count, blocks);
     let state = if arg { 16 } else { 8 };
     let states = DeviceBuffer::uninit(&gpu, if parts > 1 { parts * results * state } else { 0 })?;
@@ -126,7 +139,8 @@ pub(crate) fn variants() -> Vec<Variant> {
                     continue;
                 }
                 if let Ok(defines) = defines(kind, dtype, arg) {
-                    all.push(Variant::new(SOURCE.clone(), defines));
+                    let pack = if dtype.size() == 2 { 4 } else { 1 };
+                    all.push(Variant::new(SOURCE.clone(), defines.set("PACK", pack)));
                 }
             }
         }
@@ -136,7 +150,17 @@ pub(crate) fn variants() -> Vec<Variant> {
 
 #[cfg(test)]
 mod tests {
-    use super::cut;
+    use super::{cut, pack};
+
+    #[test]
+    fn columns_are_read_together_where_rows_allow_it() {
+        assert_eq!(pack(4096, 2, 256), 4);
+        assert_eq!(pack(4098, 2, 256), 2);
+        assert_eq!(pack(4096, 4, 256), 2);
+        assert_eq!(pack(4096, 8, 256), 1);
+        assert_eq!(pack(4096, 2, 258), 1);
+        assert_eq!(pack(33, 2, 256), 1);
+    }
 
     #[test]
     fn only_long_folds_with_few_results_are_cut() {

@@ -127,29 +127,44 @@ short_rows(const T* __restrict__ x, RESULT* y, i64 outer, i64 count) {
     if (threadIdx.x % 32 == 0) finish(y, row, s);
 }
 
-// inner > 1: 32 columns a block, eight threads a column.
-extern "C" __global__ void __launch_bounds__(256)
+// inner > 1: 32 packs of columns a block, eight threads a column. Packs of PACK neighbours are read at
+// once; inner and the address are divisible by it.
+constexpr int kPack = PACK;
+struct alignas(sizeof(T) * kPack) Pack { T at[kPack]; };
+
+// Four blocks a multiprocessor are enough, and leave it registers for what is under way.
+extern "C" __global__ void __launch_bounds__(256, 4)
 columns(const T* __restrict__ x, RESULT* y, State* states, i64 outer, i64 count, i64 inner,
         i64 per_part, int part) {
-    __shared__ State scratch[8][32];
-    const i64 bands = (inner + 31) / 32, row = blockIdx.x / bands;
+    __shared__ State scratch[8][32 * kPack];
+    constexpr int kBand = 32 * kPack;
+    const i64 bands = (inner + kBand - 1) / kBand, row = blockIdx.x / bands;
     const int lane = threadIdx.x % 32, group = threadIdx.x / 32;
-    const i64 column = blockIdx.x % bands * 32 + lane;
+    const i64 column = blockIdx.x % bands * kBand + lane * kPack;
     const i64 first = blockIdx.y * per_part;
     const i64 last = first + per_part < count ? first + per_part : count;
-    State s = start();
+    State s[kPack];
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) s[k] = start();
     if (column < inner) {
         const T* from = x + row * count * inner + column;
 #pragma unroll 4
-        for (i64 at = first + group; at < last; at += 8) s = step(s, from[at * inner], at);
+        for (i64 at = first + group; at < last; at += 8) {
+            const Pack pack = *reinterpret_cast<const Pack*>(from + at * inner);
+#pragma unroll
+            for (int k = 0; k < kPack; ++k) s[k] = step(s[k], pack.at[k], at);
+        }
     }
-    scratch[group][lane] = s;
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) scratch[group][lane * kPack + k] = s[k];
     __syncthreads();
-    if (group == 0 && column < inner) {
-        for (int other = 1; other < 8; ++other) s = join(s, scratch[other][lane]);
-        const i64 to = row * inner + column;
-        if (part) states[blockIdx.y * outer * inner + to] = s;
-        else finish(y, to, s);
+    if (group > 0 || column >= inner) return;
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) {
+        for (int other = 1; other < 8; ++other) s[k] = join(s[k], scratch[other][lane * kPack + k]);
+        const i64 to = row * inner + column + k;
+        if (part) states[blockIdx.y * outer * inner + to] = s[k];
+        else finish(y, to, s[k]);
     }
 }
 
