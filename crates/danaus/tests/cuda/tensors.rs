@@ -303,7 +303,7 @@ fn products_of_every_layout() {
 fn an_operator_without_a_kernel_says_so() -> Result<()> {
     let Some(device) = gpu() else { return Ok(()) };
     let x = randn(1, &[8], DType::F32).to_device(&device)?;
-    let error = x.cumsum(0).map(drop).unwrap_err();
+    let error = x.cumsum(0, false).map(drop).unwrap_err();
     assert!(error.is_not_on_cuda(), "{error}");
     assert!(error.to_string().contains("to_device"), "{error}");
     let mixed = x.add(&randn(1, &[8], DType::F32)).map(drop).unwrap_err();
