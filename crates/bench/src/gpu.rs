@@ -7,11 +7,12 @@
 
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::swiglu;
+use danaus_kernel::ops::attention::{AttentionOptions, attention};
 use danaus_kernel::ops::norm::{Affine, rms_norm};
 use danaus_kernel::ops::softmax::softmax;
 use danaus_runtime::cuda::{self, DeviceBuffer, Gpu, Graph};
 use danaus_tensor::rng::Rng;
-use danaus_tensor::{DType, Device, Tensor, no_grad};
+use danaus_tensor::{DType, Device, Tensor, backward_with, no_grad};
 use std::sync::Arc;
 
 /// The suites, with what they cover.
@@ -19,6 +20,7 @@ pub const SUITES: &[(&str, &str)] = &[
     ("copy", "copies by the driver and by our strided kernel"),
     ("gemm", "matrix products"),
     ("elementwise", "formulas, reductions, softmax, norm"),
+    ("attention", "attention, forward alone and with its backward"),
     ("launch", "small operators one by one and replayed as a graph"),
 ];
 
@@ -71,8 +73,12 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
         if matches!(suite, "launch" | "all") {
             bench.launch(&mut report)?;
         }
-        Ok(())
-    })
+        Ok::<(), Error>(())
+    })?;
+    if matches!(suite, "attention" | "all") {
+        bench.attention(&mut report)?;
+    }
+    Ok(())
 }
 
 struct Bench {
@@ -201,7 +207,45 @@ impl Bench {
     }
 }
 
+/// Tokens of a batch and width of all heads in the attention cases.
+const TOKENS: usize = 16_384;
+const WIDTH: usize = 2048;
+
 impl Bench {
+    /// Operations count two products over the visible scores, five more with the backward pass; causal
+    /// is half.
+    fn attention(&self, report: &mut impl FnMut(&Row)) -> Result<()> {
+        for head_dim in [64, 128, 256] {
+            for causal in [false, true] {
+                for len in [1024, 4096, 16_384] {
+                    let shape = [TOKENS / len, len, WIDTH / head_dim, head_dim];
+                    let [q, k, v] = [1, 2, 3].map(|seed| self.random(seed, &shape, DType::BF16));
+                    let leaves = [q?.tracked(), k?.tracked(), v?.tracked()];
+                    let grad = self.random(4, &shape, DType::BF16)?;
+                    let options = AttentionOptions { causal, ..AttentionOptions::default() };
+                    let [q, k, v] = &leaves;
+                    let visible = (TOKENS * len * WIDTH) as f64 * if causal { 0.5 } else { 1.0 };
+                    let bytes = 4.0 * q.bytes() as f64;
+                    let kind = if causal { "causal" } else { "full" };
+                    let what = format!("attention bf16 {shape:?} {kind}");
+                    let row = self.case(what.clone(), (4.0 * visible, bytes), || {
+                        Ok(no_grad(|| attention(q, k, v, &options)).map(drop)?)
+                    })?;
+                    report(&row);
+                    if head_dim > 128 {
+                        continue; // no backward kernel
+                    }
+                    let what = format!("{what}, with backward");
+                    report(&self.case(what, (14.0 * visible, 2.0 * bytes), || {
+                        let (out, _) = attention(q, k, v, &options)?;
+                        Ok(backward_with(&[(&out, &grad)]).map(drop)?)
+                    })?);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What a small operator costs: the host's time, since the GPU's is shorter.
     fn launch(&self, report: &mut impl FnMut(&Row)) -> Result<()> {
         const CHAIN: usize = 100;

@@ -4,6 +4,7 @@
 //! reference that is generic over the number type and serves as the f64 path and the oracle, and the
 //! SIMD kernels, which take slices and plain parameter structs and know nothing of tensors.
 
+mod device;
 mod hook;
 pub mod ops;
 mod rows;

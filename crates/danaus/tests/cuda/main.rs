@@ -5,6 +5,7 @@
 //! functions, a few 1e-13 of the largest value; f32 by 1e-5 (sums of some thousand terms); bf16 by one
 //! rounding, 2^-8.
 
+mod attention;
 mod operators;
 mod runtime;
 mod tensors;

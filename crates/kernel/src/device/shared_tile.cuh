@@ -66,4 +66,13 @@ DEVICE void store_16_bytes(u32 address, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+// Clears the rows from `first` on, spread over a warpgroup.
+template <int kRows, int kColumns>
+DEVICE void clear_rows(u32 tile, int first) {
+    constexpr int kChunks = kColumns / 8;
+    for (int i = first * kChunks + threadIdx.x % kWarpgroup; i < kRows * kChunks; i += kWarpgroup) {
+        store_16_bytes(tile + swizzled<kRows>(i / kChunks, i % kChunks), uint4{0, 0, 0, 0});
+    }
+}
+
 }  // namespace danaus

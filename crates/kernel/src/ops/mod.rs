@@ -18,6 +18,7 @@ pub mod ssd;
 /// Kernels of every folder that `danaus kernels build` compiles.
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
     let families = [
+        attention::cuda::variants(),
         conv1d::cuda::variants(),
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),

@@ -19,8 +19,8 @@
 //   kProducerRegisters, kConsumerRegisters
 #pragma once
 
+#include "attention/backward_epilogue.cuh"
 #include "attention/backward_pipeline.cuh"
-#include "attention/epilogue.cuh"
 #include "attention/mask.cuh"
 
 namespace danaus::attention {
@@ -73,7 +73,14 @@ struct BackwardConsumer {
             visit<false>(visits, sequence, m);
             last_sum();
         }
-        store(tile, sequence, visits.n);
+#pragma unroll
+        for (int i = 0; i < kDim / 2; ++i) dk[i] *= params.softmax_scale;
+        named_sync(kAllConsumers, kConsumerThreads);
+        stage_key_gradient<Config>(pipeline.key(), warpgroup, dk);
+        stage_key_gradient<Config>(pipeline.value(), warpgroup, dv);
+        fence_shared_for_async();
+        named_sync(kAllConsumers, kConsumerThreads);
+        store_key_gradients<Config>(maps, params, pipeline, tile, sequence, visits.n);
     }
 
 private:
@@ -252,53 +259,22 @@ private:
     // A packed sequence's last tile holds the next sequence's rows, which may be infinite: 0 times them
     // would be NaN. Each warpgroup clears them for itself; both write the same zeros.
     template <int kRows>
-    DEVICE void clear(u32 tile, int from) const {
-        constexpr int kChunks = kDim / 8;
-        for (int i = from * kChunks + threadIdx.x % kWarpgroup; i < kRows * kChunks; i += kWarpgroup) {
-            store_16_bytes(tile + swizzled<kRows>(i / kChunks, i % kChunks), uint4{0, 0, 0, 0});
-        }
+    DEVICE void clear_pair(u32 tile, u32 other, int first) const {
+        clear_rows<kRows, kDim>(tile, first);
+        clear_rows<kRows, kDim>(other, first);
         fence_shared_for_async();
         named_sync(kWarpgroups + warpgroup, kWarpgroup);
     }
 
     DEVICE void clear_keys_beyond(int rows) const {
         if (!Config::kPacked || rows >= kN) return;
-        clear<kN>(pipeline.key(), rows);
-        clear<kN>(pipeline.value(), rows);
+        clear_pair<kN>(pipeline.key(), pipeline.value(), rows);
     }
 
     DEVICE void clear_queries_beyond(int rows) const {
         if (!Config::kPacked || rows >= kM) return;
         const u32 stage = typename Pipeline::Rows{at}.stage();
-        clear<kM>(pipeline.query(stage), rows);
-        clear<kM>(pipeline.grad_out(stage), rows);
-    }
-
-    // dk and dv over the tiles of keys and values, which nobody needs any more, and out.
-    DEVICE void store(const Tile& tile, const Sequence& sequence, int n) {
-        u32 packed[kDim / 4];
-#pragma unroll
-        for (int i = 0; i < kDim / 2; ++i) dk[i] *= params.softmax_scale;
-        named_sync(kAllConsumers, kConsumerThreads);
-        wgmma::pack<Element>(packed, dk);
-        store_product<kN, kDim>(pipeline.key(), 64 * warpgroup, packed);
-        wgmma::pack<Element>(packed, dv);
-        store_product<kN, kDim>(pipeline.value(), 64 * warpgroup, packed);
-        fence_shared_for_async();
-        named_sync(kAllConsumers, kConsumerThreads);
-        const int first = sequence.k_start + n * kN, count = min(kN, sequence.k_len - n * kN);
-        if (Config::kPacked && count < kN) {
-            for_rows<kDim, kConsumerThreads>(params.dk, 0, tile.head, first, count,
-                                             [=, this](uint4* out, int row, int chunk) { *out = load_16_bytes(pipeline.key() + swizzled<kN>(row, chunk)); });
-            for_rows<kDim, kConsumerThreads>(params.dv, 0, tile.head, first, count,
-                                             [=, this](uint4* out, int row, int chunk) { *out = load_16_bytes(pipeline.value() + swizzled<kN>(row, chunk)); });
-        } else if (threadIdx.x == kWarpgroup) {
-            const TileOrigin at{first, tile.head, Config::kPacked ? 0 : tile.batch};
-            store_tile(maps.dk, pipeline.key(), at);
-            store_tile(maps.dv, pipeline.value(), at);
-            commit_stores();
-            wait_stores_read<0>();
-        }
+        clear_pair<kM>(pipeline.query(stage), pipeline.grad_out(stage), rows);
     }
 };
 

@@ -182,10 +182,7 @@ private:
         if constexpr (Config::kPacked) {
             if (keys >= Config::kBlockN) return;
             await_value();
-            constexpr int kChunks = Config::kValueDim / 8;
-            for (int i = keys * kChunks + threadIdx.x % kWarpgroup; i < Config::kBlockN * kChunks; i += kWarpgroup) {
-                store_16_bytes(pipeline.value(pipeline.values.stage) + swizzled<Config::kBlockN>(i / kChunks, i % kChunks), uint4{0, 0, 0, 0});
-            }
+            clear_rows<Config::kBlockN, Config::kValueDim>(pipeline.value(pipeline.values.stage), keys);
             fence_shared_for_async();
             named_sync(kFirstEpilogue + warpgroup, kWarpgroup);
         }

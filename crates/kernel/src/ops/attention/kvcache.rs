@@ -166,6 +166,9 @@ impl Plan {
             let expected = "[batch, q_len, heads, head_dim], and four axes of the cache too";
             return Err(Error::shape(OP, "q", q.shape(), expected));
         }
+        if q.device().is_cuda() {
+            return Err(Error::not_on_cuda(OP, "this operator"));
+        }
         let batch = q.dims()[0];
         // The cache has its own first axis; everything else must agree as in plain attention.
         let pool =

@@ -20,13 +20,18 @@
 //! query heads of a key head are neighbouring rows, so grouped heads share every loaded key. Results
 //! have the same bits at any thread count.
 //!
-//! Not here: dropout and other options in the cache form ([`attention_kvcache`]), biases other than
-//! ALiBi, devices other than the CPU.
+//! On Hopper GPUs (`cuda.rs`) the same contract holds for bf16 and the options that are named there; the
+//! others are errors.
 //!
-//! Papers: FlashAttention (NeurIPS 2022), FlashAttention-2 (ICLR 2024).
+//! Not here: dropout and other options in the cache form ([`attention_kvcache`]), biases other than
+//! ALiBi.
+//!
+//! Papers: FlashAttention (NeurIPS 2022), FlashAttention-2 (ICLR 2024), FlashAttention-3 (NeurIPS 2024).
 
 mod backward;
 mod combine;
+mod config;
+pub(crate) mod cuda;
 mod dropout;
 mod forward;
 mod gradient;

@@ -3,7 +3,7 @@
 use super::options::Attributes;
 use super::prepare::{self, Prepared, SINKS, operand, readable};
 use super::problem::{Cotangents, Gradients, Inputs as Operands, Outputs, Problem};
-use super::{backward, forward, reference};
+use super::{backward, cuda, forward, reference};
 use danaus_runtime::threads::SharedMut;
 use danaus_tensor::{
     Backward, DType, Device, Element, Error, Inputs, Level, Meta, Op, Result, Tensor,
@@ -41,8 +41,15 @@ impl Op for AttentionOp {
         Level::Deterministic
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let prepared = Prepared::new(inputs, self.0)?;
+        if outputs.first().is_some_and(|out| out.device().is_cuda()) {
+            return cuda::forward(&prepared, inputs, outputs);
+        }
         let problem = prepared.problem()?;
         let fill = !prepared.covers_queries;
         let tensor = |position: usize| {
@@ -74,6 +81,12 @@ impl Op for AttentionOp {
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         let inputs: Vec<Option<&Tensor>> = ctx.inputs.iter().map(Option::as_ref).collect();
         let prepared = Prepared::new(&inputs, self.0)?;
+        if ctx.input(prepare::Q)?.device().is_cuda() {
+            let mut grads = vec![None; prepare::INPUTS];
+            let found = cuda::backward(ctx, &prepared)?.map(Some);
+            grads[..=prepare::V].clone_from_slice(&found);
+            return Ok(grads);
+        }
         // SAFETY: `Prepared` checked every row against the shapes.
         unsafe {
             match ctx.input(prepare::Q)?.dtype() {

@@ -63,7 +63,7 @@ struct BackwardParams {
     float* delta;          // (row block, row): rowsum(dout out) - dlse
     float* dq_sum;         // (row block, kBlockM kHeadDim), in the registers' order
     const float* lse;      // as in ForwardParams
-    const float* grad_lse; // null or like lse
+    const float* grad_lse;  // null or like lse
     Rows out;
     Rows grad_out;
     Rows dq;

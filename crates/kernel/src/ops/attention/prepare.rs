@@ -4,7 +4,7 @@ use super::dropout::Dropout;
 use super::mask::BlockMask;
 use super::options::Attributes;
 use super::problem::{Operand, Problem, Sequence, Slopes, WHOLE};
-use danaus_tensor::{DType, Device, Element, Error, Inputs, Result, Tensor};
+use danaus_tensor::{DType, Element, Error, Inputs, Result, Tensor};
 
 /// Positions of the operator's inputs.
 pub(super) const Q: usize = 0;
@@ -64,6 +64,8 @@ pub(super) struct Prepared {
     keep: Option<Tensor>,
     /// Whether every query row belongs to a sequence.
     pub covers_queries: bool,
+    /// Whether sequences use only a prefix of their rows.
+    pub uses_lengths: bool,
 }
 
 fn required<'a>(inputs: Inputs<'a>, position: usize) -> Result<&'a Tensor> {
@@ -146,9 +148,6 @@ pub(super) fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> 
             return Err(Error::dtype(op, name, tensor.dtype(), format!("{} as q", q.dtype())));
         }
     }
-    if q.device() != Device::Cpu {
-        return Err(Error::not_on_cuda(op, "this operator"));
-    }
     let rank = if packed { 3 } else { 4 };
     let formula = if packed { "[rows, heads, dim]" } else { "[batch, rows, heads, dim]" };
     for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
@@ -227,6 +226,7 @@ impl Prepared {
             covers_queries: covers(&sizes, &sequences),
             sequences,
             attributes,
+            uses_lengths: [Q_LENS, K_LENS].iter().any(|&p| optional(inputs, p).is_some()),
             alibi: None,
             sinks: None,
             block_mask: None,
@@ -317,6 +317,11 @@ impl Prepared {
             self.keep = Some(bytes("keep", tensor)?);
         }
         Ok(())
+    }
+
+    /// Whether elements are masked by tensors.
+    pub fn has_masks(&self) -> bool {
+        self.block_mask.is_some() || self.keep.is_some()
     }
 
     /// The problem that the kernels solve.
