@@ -1,7 +1,7 @@
 //! Work recorded once and replayed: a graph node costs about 1 us where a launch costs 4.
 //!
 //! While [`Graph::capture`] runs, launches and copies on the compute stream are recorded instead of
-//! executed, and buffers come from memory that the graph owns ([`Arena`]). A replay therefore finds
+//! executed, and buffers come from memory that the graph owns (an arena). A replay therefore finds
 //! every address as it was recorded. Buffers that leave the capture keep that memory alive and hold
 //! the results of the latest replay.
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`GgufFile`] maps and checks a file and gives its metadata; [`GgufSource`] gives its tensors under
-//! the file's names, as views of the map; [`write`] streams a new file. What the names and values mean
+//! the file's names, as views of the map; [`write()`] streams a new file. What the names and values mean
 //! for a model is the business of the families.
 
 mod fault;
