@@ -54,5 +54,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Err(failure::BadInput(line).into());
         }
     }
+    // A run that trains goes on without its reader.
+    if !matches!(cli.command, commands::Command::Train(_) | commands::Command::Quickstart(_)) {
+        danaus::runtime::process::end_with_the_reader();
+    }
     danaus::runtime::threads::enter(|| commands::run(cli.command))
 }

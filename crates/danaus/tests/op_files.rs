@@ -141,5 +141,6 @@ fn groups_of_parameters() {
     let worst = found.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(worst < 1e-12, "{worst}");
     let wrong = FileCall { set: words("d_state=9 head_dim=8"), ..request };
-    assert!(message(&wrong).contains("layers.0.mixer.in_proj.weight has shape"));
+    let message = message(&wrong);
+    assert!(message.contains("layers.0.mixer.in_proj.weight has shape"), "{message}");
 }

@@ -11,11 +11,13 @@
 //! * [`cuda`]: NVIDIA GPUs, loaded when first asked for.
 //! * [`philox`]: random numbers as a pure function of (seed, stream, element).
 //! * [`fs`]: atomic replacement of files, memory maps.
+//! * [`process`]: what happens when the reader of the output goes.
 
 pub mod cuda;
 pub mod fs;
 pub mod memory;
 pub mod philox;
 pub mod pool;
+pub mod process;
 pub mod simd;
 pub mod threads;

@@ -4,18 +4,20 @@ use crate::failure::BadInput;
 use clap::Args;
 use danaus::bench::gpu;
 use danaus::bench::roofline::Roofline;
-use danaus::bench::suites::generate::{self, GenerateCase, GenerateRow};
+use danaus::bench::suites::generate::{self, GenerateCase, GenerateRow, Subject};
 use danaus::bench::suites::{self, Request, Row, SUITES};
 use danaus::runtime::{simd, threads};
-use danaus::tensor::{DType, Device};
+use danaus::tensor::Device;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  danaus bench attention --peers\n  \
-                        danaus bench generate --shape llama-130m --batch 1,8\n\
-                        Peers need a Python with PyTorch; name it with DANAUS_PYTHON.")]
+                        danaus bench generate --shape llama-130m --weights q8_0 --batch 1,8\n  \
+                        danaus bench generate --model M.gguf --peers\n\
+                        Peers need a Python with PyTorch (llama-cpp-python for GGUF files); name it with \
+                        DANAUS_PYTHON.")]
 pub struct BenchArgs {
     /// Suite, or all; `generate` measures whole models and is not part of all
     #[arg(default_value = "all")]
@@ -30,11 +32,14 @@ pub struct BenchArgs {
     #[arg(long, default_value = "benches/peers", value_name = "FOLDER")]
     peers_dir: PathBuf,
     /// Model shape of `generate`: llama-130m, mamba2-130m, llama-1b
-    #[arg(long, default_value = "llama-130m")]
+    #[arg(long, default_value = "llama-130m", conflicts_with = "model")]
     shape: String,
-    /// Type of weights and activations of `generate`
-    #[arg(long, default_value = "f32")]
-    dtype: DType,
+    /// How the weights of that shape are stored: f32, bf16, f16, q8_0, q4_0, q4_k
+    #[arg(long, default_value = "f32", conflicts_with = "model")]
+    weights: String,
+    /// A model to measure in place of a shape
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
     /// Sequences at a time of `generate`
     #[arg(long, value_delimiter = ',', default_value = "1,8")]
     batch: Vec<usize>,
@@ -69,7 +74,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let print = if args.json { print_json } else { print_row };
     if args.suite == "generate" {
         for &batch in &args.batch {
-            let case = GenerateCase { shape: args.shape.clone(), dtype: args.dtype, batch };
+            let subject = match &args.model {
+                Some(path) => Subject::File(path.clone()),
+                None => Subject::Shape { shape: args.shape.clone(), weights: args.weights.clone() },
+            };
+            let peers = args.peers.then(|| args.peers_dir.clone());
+            let case = GenerateCase { subject, batch, peers };
             print_generate(&generate::measure(&case, roofline)?, args.json);
         }
     }
@@ -157,24 +167,34 @@ fn print_json(row: &Row) {
 }
 
 fn print_generate(row: &GenerateRow, as_json: bool) {
-    let GenerateCase { shape, dtype, batch } = &row.case;
+    let (label, batch) = (row.case.subject.label(), row.case.batch);
     let (step, products) = (milliseconds(row.step), milliseconds(row.products));
     if as_json {
         let object = json!({
-            "shape": shape, "dtype": dtype.to_string(), "batch": batch,
-            "parameters": row.parameters, "prefill_tokens_per_s": row.prefill_rate,
-            "prefill_of_peak": row.prefill_of_peak, "decode_tokens_per_s": row.decode_rate,
-            "step_ms": step, "products_ms": products, "bytes": row.bytes,
-            "of_bandwidth": row.of_bandwidth,
+            "subject": label, "batch": batch, "parameters": row.parameters,
+            "prefill_tokens_per_s": row.prefill_rate, "prefill_of_peak": row.prefill_of_peak,
+            "decode_tokens_per_s": row.decode_rate, "step_ms": step, "products_ms": products,
+            "bytes": row.bytes, "of_bandwidth": row.of_bandwidth,
+            "peer_prefill_tokens_per_s": row.peer.map(|peer| peer.prefill),
+            "peer_decode_tokens_per_s": row.peer.map(|peer| peer.decode),
         });
         return println!("{object}");
     }
     println!(
-        "{shape} {dtype} batch {batch}: prefill {:.0} tokens/s ({:.0} % of f32 peak), decode {:.1} \
+        "{label} batch {batch}: prefill {:.0} tokens/s ({:.0} % of f32 peak), decode {:.1} \
          tokens/s, step {step:.2} ms (products alone {products:.2} ms), {:.0} % of copy bandwidth",
         row.prefill_rate,
         100.0 * row.prefill_of_peak,
         row.decode_rate,
         100.0 * row.of_bandwidth
     );
+    if let Some(peer) = row.peer {
+        println!(
+            "  peer: prefill {:.0} tokens/s (ours {:.2}x), decode {:.1} tokens/s (ours {:.2}x)",
+            peer.prefill,
+            row.prefill_rate / peer.prefill,
+            peer.decode,
+            row.decode_rate / peer.decode
+        );
+    }
 }

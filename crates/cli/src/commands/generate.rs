@@ -82,6 +82,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
             let mut request = base.clone();
             request.sampling.seed = prompt.seed.unwrap_or(request.sampling.seed);
             request.prompts = vec![prompt.encode(model.tokenizer.as_ref())?];
+            if args.sampling.max_tokens.is_none() {
+                request.fit(&model.decoder);
+            }
             Ok(request)
         })
         .collect::<anyhow::Result<_>>()?;

@@ -8,9 +8,9 @@ use danaus::text::tokenizer::Tokenizer;
 
 #[derive(Args)]
 pub struct SamplingArgs {
-    /// Tokens to write at most
-    #[arg(short = 'n', long, default_value_t = 64)]
-    pub max_tokens: usize,
+    /// Tokens to write at most (default: 64, or what the model has room for)
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<usize>,
     /// Write at least so many tokens before a stop token or string counts
     #[arg(long, default_value_t = 0)]
     min_tokens: usize,
@@ -88,12 +88,17 @@ impl SamplingArgs {
             seed: self.seed,
         };
         Ok(Request {
-            max_tokens: self.max_tokens,
+            max_tokens: self.max_tokens.unwrap_or(64),
             min_tokens: self.min_tokens,
             sampling,
             stop,
             stop_strings: self.stop.clone(),
-            vocab_size: tokenizer.map_or(usize::MAX, Tokenizer::vocab_size),
+            // Rows of padding in the head are no tokens.
+            vocab_size: model
+                .decoder
+                .config()
+                .tokens()
+                .min(tokenizer.map_or(usize::MAX, Tokenizer::vocab_size)),
             tokenizer: tokenizer.cloned(),
             ..Request::default()
         })

@@ -13,8 +13,6 @@ use std::sync::Arc;
 
 /// Divisors of rotary frequencies, a tensor and not metadata.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// Embedding and head are dense here, whatever the file stores.
-const TABLES: [&str; 2] = ["token_embd", "output"];
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 
@@ -34,8 +32,8 @@ pub(super) fn open(path: &Path, dequantize: bool) -> Result<Opened> {
     let family = families::recognise_gguf(file.architecture()?).map_err(wrong)?;
     let fields = settings(&file, source.as_ref())?;
     let quantized = source.names().iter().any(|name| block_name(name).is_some());
-    let dense = |stem: &str| dequantize || TABLES.contains(&stem);
-    let tensors = Arc::new(Dequantized::some(source, dense));
+    let tensors: Arc<dyn TensorSource> =
+        if dequantize { Arc::new(Dequantized::new(source)) } else { source };
     let mut opened = Opened::translated(path, family, &fields, tensors).map_err(wrong)?;
     opened.quantized = quantized;
     match tokenizer::read(&file) {

@@ -45,39 +45,19 @@ impl Config {
         ])
     }
 
-    /// Bytes of a new model without training: parameters in f32 and the tables of rotary angles.
+    /// Refuses a new model whose f32 parameters would not fit into memory, before any is made.
     ///
     /// # Errors
-    /// When the config does not pass [`Self::check`].
-    pub fn model_bytes(&self) -> Result<Terms> {
-        let rotary = match &self.attention {
-            Some(attention) if attention.rope_theta.is_some() => {
-                let layers = self.layers.matches(['A', 'W']).count() as u64;
-                let table = 4 * (self.max_positions * attention.dim(self.d_model)) as u64;
-                layers.saturating_mul(table)
-            }
-            _ => 0,
-        };
-        Ok(vec![("parameters", 4 * self.elem_count()? as u64), ("rotary tables", rotary)])
-    }
-
-    /// Refuses a model that would not fit into memory, before any of it is made.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] with the sum.
+    /// [`Error::Memory`] with their number and size.
     pub fn check_memory(&self, available: Option<u64>) -> Result<()> {
-        let terms = self.model_bytes()?;
-        let needed = terms.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let elements = self.elem_count()? as u64;
+        let needed = elements.saturating_mul(4);
         match available {
-            Some(available) if needed > available => {
-                let terms =
-                    terms.iter().map(|(what, bytes)| format!("{what} {}", in_words(*bytes)));
-                Err(Error::Memory {
-                    needed: in_words(needed),
-                    sum: terms.collect::<Vec<_>>().join(" + "),
-                    available: in_words(available),
-                })
-            }
+            Some(available) if needed > available => Err(Error::Memory {
+                needed: in_words(needed),
+                sum: format!("{elements} parameters of 4 bytes"),
+                available: in_words(available),
+            }),
             _ => Ok(()),
         }
     }

@@ -54,9 +54,10 @@ fn recomputing_needs_less_memory() {
 
 #[test]
 fn memory_is_refused_with_the_sum() {
-    let mut config = presets::quickstart(2048);
-    config.max_positions = 1 << 28;
+    let config = Config { tied_head: true, ..Config::bare(1 << 20, 1 << 10, "") };
     assert!(config.check_memory(None).is_ok());
+    assert!(config.check_memory(Some(5 << 30)).is_ok());
     let message = config.check_memory(Some(1 << 30)).unwrap_err().to_string();
-    assert!(message.contains("rotary tables 64.0 GiB), 1.0 GiB are available"), "{message}");
+    assert!(message.contains("1073742848 parameters of 4 bytes"), "{message}");
+    assert!(message.contains("4.0 GiB") && message.contains("1.0 GiB are available"), "{message}");
 }

@@ -1,4 +1,4 @@
-//! A source whose quantised tensors are read as f32, all or some of them.
+//! A source whose quantised tensors are read as f32.
 
 use danaus_kernel::ops::quantized::{BlockType, dequantize};
 use danaus_tensor::Tensor;
@@ -23,14 +23,8 @@ pub fn block_name(name: &str) -> Option<(&str, BlockType)> {
 impl Dequantized {
     /// Wraps a source.
     pub fn new(inner: Arc<dyn TensorSource>) -> Self {
-        Self::some(inner, |_| true)
-    }
-
-    /// Wraps a source; tensors that are not `chosen`, by what stands before the block type in their
-    /// names, stay blocks.
-    pub fn some(inner: Arc<dyn TensorSource>, chosen: impl Fn(&str) -> bool) -> Self {
         let named = |name: String| {
-            let (stem, block) = block_name(&name).filter(|(stem, _)| chosen(stem))?;
+            let (stem, block) = block_name(&name)?;
             Some((format!("{stem}.weight"), (name, block)))
         };
         let blocks = inner.names().into_iter().filter_map(named).collect();

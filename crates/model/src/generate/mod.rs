@@ -134,13 +134,21 @@ impl Request {
                 return Err(Error::argument("prompt", "empty", "at least one token"));
             }
             let read = before + prompt.len();
-            if read + self.max_tokens > room {
+            if read.saturating_add(self.max_tokens) > room {
                 let given = format!("{read} tokens and {} to generate", self.max_tokens);
                 let valid = format!("at most {room} together (max_positions)");
                 return Err(Error::argument("prompt", given, valid));
             }
         }
         Ok(())
+    }
+
+    /// Lowers `max_tokens` to what the model has room for after the longest prompt, but not below 1.
+    pub fn fit(&mut self, decoder: &Decoder) {
+        let before = self.start.as_ref().map_or(0, |start| start.tokens.len());
+        let longest = self.prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let room = decoder.config().max_positions.saturating_sub(before + longest);
+        self.max_tokens = self.max_tokens.min(room.max(1));
     }
 }
 

@@ -1,24 +1,28 @@
-//! Generation: reading a prompt and writing tokens, on randomly initialised models of known shapes.
+//! Generation: reading a prompt and writing tokens, on random models of known shapes or on a file.
 //!
 //! Speed does not depend on the values of weights, so nothing has to be downloaded. A decoding step
 //! must read every weight once and the states of its sequences; the share of the copy bandwidth
 //! measured in the same process says how near that is. The products alone, with the same weights and
-//! rows, are timed too: the rest of a step is overhead.
+//! rows, are timed too: the rest of a step is overhead. Peers read the same file: llama.cpp a GGUF file
+//! (both sides' prompts and steps take turns).
+
+mod peer;
+mod subject;
+
+pub use subject::{FORMATS, SHAPES, Subject};
 
 use crate::Result;
-use crate::measure::{Budget, Variant, interleave, timed};
+use crate::measure::{Budget, Times, Variant, interleave, timed};
 use crate::roofline::Roofline;
 use danaus_kernel::ops::linear::{Extras, linear};
+use danaus_kernel::ops::quantized::quantized_linear;
 use danaus_matrix::SeqBatch;
-use danaus_model::decoder::Compute;
+use danaus_model::Decoder;
 use danaus_model::generate::{Batching, Generator, Request, Sampling, read};
-use danaus_model::{Config, Decoder};
-use danaus_tensor::{DType, Device, ParamBuilder, Tensor, no_grad};
-use std::path::Path;
+use danaus_tensor::{DType, no_grad};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Names of the shapes.
-pub const SHAPES: [&str; 3] = ["llama-130m", "mamba2-130m", "llama-1b"];
 /// Tokens that sequences have read before decoding is timed.
 const PROMPT: usize = 128;
 /// Tokens of the prompt whose reading is timed.
@@ -29,12 +33,12 @@ const STEPS: usize = 24;
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct GenerateCase {
-    /// One of [`SHAPES`].
-    pub shape: String,
-    /// Type of weights and activations.
-    pub dtype: DType,
+    /// Whose speed.
+    pub subject: Subject,
     /// Sequences at a time.
     pub batch: usize,
+    /// Folder with the peers' scripts; `None` measures ourselves alone.
+    pub peers: Option<PathBuf>,
 }
 
 /// The figures of a case.
@@ -58,59 +62,62 @@ pub struct GenerateRow {
     pub bytes: usize,
     /// Share of the measured copy bandwidth that a step reaches.
     pub of_bandwidth: f64,
+    /// The peer's figures.
+    pub peer: Option<PeerRates>,
 }
 
-fn config(shape: &str) -> Result<Config> {
-    let text = match shape {
-        "llama-130m" => {
-            r#"{"vocab_size": 50288, "d_model": 768, "layers": "AAAAAAAAAAAA", "max_positions": 2048,
-                "attention": {"n_heads": 12, "rope_theta": 10000.0},
-                "mlp": {"kind": "swiglu", "d_ff": 2048}, "#
-        }
-        "mamba2-130m" => {
-            r#"{"vocab_size": 50288, "d_model": 768, "layers": "MMMMMMMMMMMMMMMMMMMMMMMM",
-                "max_positions": 2048, "mamba2": {"d_state": 128, "head_dim": 64}, "#
-        }
-        "llama-1b" => {
-            r#"{"vocab_size": 128256, "d_model": 2048, "layers": "AAAAAAAAAAAAAAAA",
-                "max_positions": 2048,
-                "attention": {"n_heads": 32, "n_kv_heads": 8, "head_dim": 64, "rope_theta": 500000.0},
-                "mlp": {"kind": "swiglu", "d_ff": 8192}, "#
-        }
-        other => {
-            let valid = SHAPES.join(", ");
-            return Err(danaus_tensor::Error::argument("bench", "shape", other, valid).into());
-        }
-    };
-    let rest = r#""model_type": "danaus", "version": 1, "tied_head": true}"#;
-    Ok(Config::parse(&format!("{text}{rest}"), Path::new(shape))?)
+/// What a peer reaches.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerRates {
+    /// Prompt tokens a second.
+    pub prefill: f64,
+    /// New tokens a second, all sequences together.
+    pub decode: f64,
 }
+
+/// Rounds of decoding, ours and the peer's in turn.
+const ROUNDS: usize = 3;
 
 /// Measures one case.
 ///
 /// # Errors
-/// When the shape is unknown, the dtype is not computed in, or there is no memory.
+/// When the subject is unknown or no model, a peer fails, or there is no memory.
 pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
-    let config = config(&case.shape)?;
-    let params = ParamBuilder::init(0, case.dtype, Device::Cpu);
-    let compute = Compute { dtype: case.dtype, recompute: false };
-    let decoder = Decoder::build(&params, &config, compute)?;
-    let parameters = decoder.params().elem_count();
+    let decoder = case.subject.decoder()?;
+    let config = decoder.config();
+    let parameters = config.elem_count()?;
+    let mut reader = match &case.peers {
+        Some(folder) => Some(peer::Reader::start(&case.subject, folder)?),
+        None => None,
+    };
     let prompt = |length: usize| -> Vec<u32> {
         (0..length as u32).map(|at| (at * 7919 + 13) % config.vocab_size as u32).collect()
     };
     let long = prompt(LONG_PROMPT);
     let mut reading = timed(|| Ok(read(&decoder, &long, None, Batching::default())?));
     let budget = Budget { min_turns: 2, max_turns: 3, time: Duration::from_secs(2) };
-    let times = interleave(&mut [&mut reading as &mut Variant], budget)?;
+    let times = match &mut reader {
+        None => interleave(&mut [&mut reading as &mut Variant], budget)?,
+        Some(reader) => {
+            let mut theirs = || reader.prefill();
+            interleave(&mut [&mut reading as &mut Variant, &mut theirs], budget)?
+        }
+    };
     let prefill = times[0].median().as_secs_f64();
     // Only the last token is projected onto the vocabulary.
     let skipped = 2 * (LONG_PROMPT - 1) * config.vocab_size * config.d_model;
     let flops = decoder.flops(&SeqBatch::equal(1, LONG_PROMPT)?) as f64 - skipped as f64;
-    let (step, states) = decode(&decoder, &prompt(PROMPT), case.batch)?;
-    let products = products(&decoder, case)?;
-    let weights: usize = decoder.params().iter().map(|param| param.tensor().bytes()).sum();
-    let bytes = weights + states;
+    let (mut steps, mut their_steps, mut states) = (Times::default(), Times::default(), 0);
+    for _ in 0..ROUNDS {
+        let (step, bytes) = decode(&decoder, &prompt(PROMPT), case.batch)?;
+        steps.push(step);
+        states = bytes;
+        if let Some(reader) = &mut reader {
+            their_steps.push(reader.step(case.batch)?);
+        }
+    }
+    let step = steps.median();
+    let bytes = weights_read(&decoder) + states;
     Ok(GenerateRow {
         case: case.clone(),
         parameters,
@@ -118,10 +125,23 @@ pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
         prefill_of_peak: flops / prefill / roofline.f32_flops,
         decode_rate: case.batch as f64 / step.as_secs_f64(),
         step,
-        products,
+        products: products(&decoder, case.batch)?,
         bytes,
         of_bandwidth: bytes as f64 / step.as_secs_f64() / roofline.copy_bytes_per_s,
+        peer: reader.map(|_| PeerRates {
+            prefill: LONG_PROMPT as f64 / times[1].median().as_secs_f64(),
+            decode: case.batch as f64 / their_steps.median().as_secs_f64(),
+        }),
     })
+}
+
+/// Bytes of the weights that a step reads: all but the embedding, of which it takes a few rows, unless
+/// the head shares it.
+fn weights_read(decoder: &Decoder) -> usize {
+    let tied = decoder.config().tied_head;
+    let read = |name: &str| tied || !name.starts_with("embedding.");
+    let params = decoder.params().iter().filter(|param| read(param.name()));
+    params.map(|param| param.tensor().bytes()).sum()
 }
 
 /// Median of a step, and the bytes of the states that it must move.
@@ -162,18 +182,19 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
 }
 
 /// Every matrix of the model times as many rows as a step has.
-fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
-    let matrices = decoder.params().iter().filter(|param| param.tensor().rank() == 2);
-    let pairs: Vec<(Tensor, Tensor)> = matrices
-        .map(|param| {
-            let weight = param.tensor().detach();
-            let x = super::randn(1, &[case.batch, weight.dims()[1]], case.dtype)?;
-            Ok((x, weight))
-        })
-        .collect::<Result<_>>()?;
+fn products(decoder: &Decoder, batch: usize) -> Result<Duration> {
+    let mut pairs = Vec::new();
+    for (weight, blocks) in subject::matrices(decoder) {
+        let width = weight.dims()[1];
+        let cols = blocks.map_or(width, |kind| width / kind.block_bytes() * kind.block_len());
+        pairs.push((super::randn(1, &[batch, cols], DType::F32)?, weight, blocks, cols));
+    }
     let mut work = timed(|| {
-        for (x, weight) in &pairs {
-            linear(x, weight, Extras::default())?;
+        for (x, weight, blocks, cols) in &pairs {
+            match blocks {
+                Some(kind) => quantized_linear(x, weight, *kind, *cols, Extras::default())?,
+                None => linear(x, weight, Extras::default())?,
+            };
         }
         Ok(())
     });
