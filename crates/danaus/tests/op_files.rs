@@ -142,5 +142,5 @@ fn groups_of_parameters() {
     assert!(worst < 1e-12, "{worst}");
     let wrong = FileCall { set: words("d_state=9 head_dim=8"), ..request };
     let message = message(&wrong);
-    assert!(message.contains("layers.0.mixer.in_proj.weight has shape"), "{message}");
+    assert!(message.contains("layers.0.mixer.conv1d.bias has shape [48]"), "{message}");
 }
