@@ -167,7 +167,10 @@ fn prompts_and_sampling() {
         place.generate_refused(arguments, &[expected]);
     }
     let model = place.at("run/model");
-    refused(&["generate", "--model", &model], &["--prompt, --prompts-file, --prompt-ids, --fim or --load-state"]);
+    refused(
+        &["generate", "--model", &model],
+        &["--prompt, --prompts-file, --prompt-ids, --fim or --load-state"],
+    );
     // What the command line itself refuses names the argument, too.
     let output = command(&["generate", "--model", &model, "--top-k=-1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
