@@ -3,9 +3,11 @@
 //! A fresh 64 MiB allocation costs 16 thousand page faults, several times the arithmetic of an
 //! elementwise operation on it. Freed buffers are therefore kept by size class and handed out again.
 //! Classes are eight per power of two, so that at most one eighth of a buffer is unused. Large
-//! buffers ask for huge pages.
+//! buffers ask for huge pages. Small ones stay with the thread that freed them, up to a bound: the
+//! tasks of a kernel take and give back a few each, and would meet at the lock of the common lists.
 
 use std::alloc::Layout;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
@@ -19,6 +21,50 @@ static FREE: Mutex<BTreeMap<usize, Vec<Block>>> = Mutex::new(BTreeMap::new());
 static CACHED: AtomicUsize = AtomicUsize::new(0);
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+/// Buffers up to this size may stay with a thread.
+const LOCAL_CLASS: usize = 256 << 10;
+/// Bytes that a thread keeps at most.
+const LOCAL_BYTES: usize = 4 << 20;
+
+/// A thread's own free buffers.
+#[derive(Default)]
+struct Local {
+    lists: BTreeMap<usize, Vec<Block>>,
+    bytes: usize,
+}
+
+impl Local {
+    fn take(&mut self, class: usize) -> Option<Block> {
+        let block = self.lists.get_mut(&class)?.pop()?;
+        self.bytes -= class;
+        Some(block)
+    }
+
+    /// Keeps a block, or hands it back where the thread has enough.
+    fn keep(&mut self, class: usize, block: Block) -> Option<Block> {
+        if self.bytes + class > LOCAL_BYTES {
+            return Some(block);
+        }
+        self.bytes += class;
+        self.lists.entry(class).or_default().push(block);
+        None
+    }
+}
+
+impl Drop for Local {
+    /// A thread that ends leaves its buffers to the others.
+    fn drop(&mut self) {
+        let mut common = free_lists();
+        for (class, mut blocks) in std::mem::take(&mut self.lists) {
+            common.entry(class).or_default().append(&mut blocks);
+        }
+    }
+}
+
+thread_local! {
+    static OWN: RefCell<Local> = RefCell::new(Local::default());
+}
 
 struct Block(NonNull<u8>);
 // SAFETY: a block is plain memory owned by whoever holds it.
@@ -70,14 +116,38 @@ fn allocate(class: usize) -> Option<NonNull<u8>> {
     if class > isize::MAX as usize - HUGE_PAGE || (class >= ASK_FROM && !fits()) {
         return None;
     }
+    let layout = layout_of(class);
+    // Small buffers hold defined values from the start, which `Scratch::unspecified` relies on.
+    let fresh = if class <= LOCAL_CLASS { std::alloc::alloc_zeroed } else { std::alloc::alloc };
     // SAFETY: the size is at least one cache line, so not zero.
-    let start = NonNull::new(unsafe { std::alloc::alloc(layout_of(class)) })?;
+    let start = NonNull::new(unsafe { fresh(layout) })?;
     #[cfg(target_os = "linux")]
     if class >= HUGE_PAGE {
         // SAFETY: the range was just allocated; the call is advice and may fail without harm.
         unsafe { libc::madvise(start.as_ptr().cast(), class, libc::MADV_HUGEPAGE) };
     }
     Some(start)
+}
+
+/// A free buffer of a class: the thread's own, else a common one.
+fn reuse(class: usize) -> Option<Block> {
+    let own = || OWN.try_with(|own| own.borrow_mut().take(class)).ok().flatten();
+    let block = if class <= LOCAL_CLASS { own() } else { None };
+    block.or_else(|| free_lists().get_mut(&class).and_then(Vec::pop))
+}
+
+/// Keeps a free buffer for the next request of its class.
+fn keep(class: usize, block: Block) {
+    let mut left = Some(block);
+    if class <= LOCAL_CLASS {
+        // A thread that is ending has no lists of its own any more.
+        let _ = OWN.try_with(|own| {
+            left = left.take().and_then(|block| own.borrow_mut().keep(class, block));
+        });
+    }
+    if let Some(block) = left {
+        free_lists().entry(class).or_default().push(block);
+    }
 }
 
 fn free_lists() -> std::sync::MutexGuard<'static, BTreeMap<usize, Vec<Block>>> {
@@ -94,7 +164,7 @@ impl Buffer {
             return None;
         }
         let class = class_of(bytes);
-        let reused = free_lists().get_mut(&class).and_then(Vec::pop);
+        let reused = reuse(class);
         let start = match reused {
             Some(block) => {
                 CACHED.fetch_sub(class, Ordering::Relaxed);
@@ -138,7 +208,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         LIVE.fetch_sub(self.class, Ordering::Relaxed);
         CACHED.fetch_add(self.class, Ordering::Relaxed);
-        free_lists().entry(self.class).or_default().push(Block(self.start));
+        keep(self.class, Block(self.start));
     }
 }
 
@@ -170,17 +240,32 @@ impl<T: Copy + Default> Scratch<T> {
     }
 }
 
+impl Scratch<f32> {
+    /// `len` elements with values left by earlier owners: for those who write before they read, where
+    /// setting small buffers to zero would be a good part of the work. Large ones are zero all the same.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn unspecified(len: usize) -> Self {
+        let small = len.checked_mul(size_of::<f32>()).filter(|&bytes| bytes <= LOCAL_CLASS);
+        match small.and_then(Buffer::uninit) {
+            Some(buffer) => Self { buffer, len, marker: std::marker::PhantomData },
+            None => Self::new(len),
+        }
+    }
+}
+
 impl<T: Copy> std::ops::Deref for Scratch<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `new` initialised `len` elements.
+        // SAFETY: `len` elements are initialised: by `new`, or by the first owner of a small buffer.
         unsafe { std::slice::from_raw_parts(self.buffer.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Copy> std::ops::DerefMut for Scratch<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: `new` initialised `len` elements and the buffer is owned.
+        // SAFETY: as in `deref`, and the buffer is owned.
         unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr().cast(), self.len) }
     }
 }

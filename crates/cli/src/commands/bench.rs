@@ -7,7 +7,7 @@ use danaus::bench::roofline::Roofline;
 use danaus::bench::suites::generate::{self, GenerateCase, GenerateRow, Subject};
 use danaus::bench::suites::{self, Request, Row, SUITES};
 use danaus::runtime::{simd, threads};
-use danaus::tensor::Device;
+use danaus::tensor::{DType, Device};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +37,9 @@ pub struct BenchArgs {
     /// How the weights of that shape are stored: f32, bf16, f16, q8_0, q4_0, q4_k
     #[arg(long, default_value = "f32", conflicts_with = "model")]
     weights: String,
+    /// Type of activations and caches of `generate`: f32 or bf16
+    #[arg(long, default_value = "f32", value_parser = super::sampling::parse_compute)]
+    compute: DType,
     /// A model to measure in place of a shape
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
@@ -79,7 +82,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
                 None => Subject::Shape { shape: args.shape.clone(), weights: args.weights.clone() },
             };
             let peers = args.peers.then(|| args.peers_dir.clone());
-            let case = GenerateCase { subject, batch, peers };
+            let case = GenerateCase { subject, compute: args.compute, batch, peers };
             print_generate(&generate::measure(&case, roofline)?, args.json);
         }
     }
@@ -168,10 +171,11 @@ fn print_json(row: &Row) {
 
 fn print_generate(row: &GenerateRow, as_json: bool) {
     let (label, batch) = (row.case.subject.label(), row.case.batch);
+    let compute = row.case.compute;
     let (step, products) = (milliseconds(row.step), milliseconds(row.products));
     if as_json {
         let object = json!({
-            "subject": label, "batch": batch, "parameters": row.parameters,
+            "subject": label, "compute": compute.to_string(), "batch": batch, "parameters": row.parameters,
             "prefill_tokens_per_s": row.prefill_rate, "prefill_of_peak": row.prefill_of_peak,
             "decode_tokens_per_s": row.decode_rate, "step_ms": step, "products_ms": products,
             "bytes": row.bytes, "of_bandwidth": row.of_bandwidth,
@@ -181,7 +185,7 @@ fn print_generate(row: &GenerateRow, as_json: bool) {
         return println!("{object}");
     }
     println!(
-        "{label} batch {batch}: prefill {:.0} tokens/s ({:.0} % of f32 peak), decode {:.1} \
+        "{label}, {compute} compute, batch {batch}: prefill {:.0} tokens/s ({:.0} % of f32 peak), decode {:.1} \
          tokens/s, step {step:.2} ms (products alone {products:.2} ms), {:.0} % of copy bandwidth",
         row.prefill_rate,
         100.0 * row.prefill_of_peak,

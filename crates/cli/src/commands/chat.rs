@@ -3,7 +3,6 @@
 use super::sampling::SamplingArgs;
 use clap::Args;
 use danaus::model::Model;
-use danaus::model::decoder::Compute;
 use danaus::model::generate::{Chat, Turn};
 use danaus::text::chat::ChatTemplate;
 use serde_json::json;
@@ -36,7 +35,7 @@ pub struct ChatArgs {
 }
 
 pub fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
-    let model = Model::load(&args.model, Compute::default())?;
+    let model = Model::load(&args.model, args.sampling.compute())?;
     let tokenizer = model.tokenizer()?;
     let template = ChatTemplate::of(tokenizer, &args.template)?;
     let request = args.sampling.request(&model, &[])?;

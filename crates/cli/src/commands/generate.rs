@@ -4,7 +4,6 @@ use super::sampling::SamplingArgs;
 use crate::failure::BadInput;
 use clap::Args;
 use danaus::model::Model;
-use danaus::model::decoder::Compute;
 use danaus::model::generate::{
     Batching, Completion, Generator, Identity, Prompt, PromptText, Request, State, Timings, read,
 };
@@ -68,7 +67,7 @@ pub struct GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
-    let model = Model::load(&args.model, Compute::default())?;
+    let model = Model::load(&args.model, args.sampling.compute())?;
     let (mut prompts, extra_stop) = prompts(args, &model)?;
     let level = if args.fast_prompts { Level::Deterministic } else { Level::Invariant };
     let batching = Batching { max_sequences: args.max_batch, max_tokens: args.batch_tokens, level };

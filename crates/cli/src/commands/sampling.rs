@@ -3,7 +3,9 @@
 use anyhow::Context;
 use clap::Args;
 use danaus::model::Model;
+use danaus::model::decoder::Compute;
 use danaus::model::generate::{Request, Sampling, eos_tokens};
+use danaus::tensor::DType;
 use danaus::text::tokenizer::Tokenizer;
 
 #[derive(Args)]
@@ -53,6 +55,18 @@ pub struct SamplingArgs {
     /// Go on after the tokens that end a text
     #[arg(long)]
     ignore_eos: bool,
+    /// Type of activations and caches: f32, or bf16 (prompts are read faster, results are rounded)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    compute: DType,
+}
+
+/// The types that models compute in when they write.
+pub fn parse_compute(text: &str) -> anyhow::Result<DType> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        _ => anyhow::bail!("valid is f32 or bf16"),
+    }
 }
 
 fn parse_bias(text: &str) -> anyhow::Result<(u32, f64)> {
@@ -61,6 +75,11 @@ fn parse_bias(text: &str) -> anyhow::Result<(u32, f64)> {
 }
 
 impl SamplingArgs {
+    /// How the model computes.
+    pub fn compute(&self) -> Compute {
+        Compute { dtype: self.compute, recompute: false }
+    }
+
     /// A request without prompts. `extra_stop` ends texts beside the usual tokens.
     pub fn request(&self, model: &Model, extra_stop: &[u32]) -> anyhow::Result<Request> {
         let tokenizer = model.tokenizer.as_ref();

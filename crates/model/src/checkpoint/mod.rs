@@ -39,8 +39,10 @@ pub const TOKENIZER_NAME: &str = "tokenizer.json";
 pub struct Model {
     /// The network.
     pub decoder: Decoder,
-    /// Absent where the folder has none.
+    /// Absent where there is none, or none that can be read.
     pub tokenizer: Option<Tokenizer>,
+    /// Why the tokenizer in the model's file is not read.
+    unreadable: Option<String>,
     /// Tokens with a role, by `generation_config.json` or `config.json`.
     pub special: SpecialTokens,
 }
@@ -94,10 +96,15 @@ impl Model {
     /// The tokenizer.
     ///
     /// # Errors
-    /// When the folder had none.
+    /// When there is none, or it cannot be read.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        let missing =
-            || Error::argument("tokenizer", "missing", format!("a {TOKENIZER_NAME} in the folder"));
+        let missing = || match &self.unreadable {
+            Some(why) => Error::argument("tokenizer", why, "a tokenizer of these, or token ids"),
+            None => {
+                let valid = format!("a {TOKENIZER_NAME} in the folder");
+                Error::argument("tokenizer", "missing", valid)
+            }
+        };
         self.tokenizer.as_ref().ok_or_else(missing)
     }
 }

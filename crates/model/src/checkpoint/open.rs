@@ -239,8 +239,12 @@ impl Opened {
             let unused = unused.iter().map(|name| self.label(name)).collect();
             return Err(self.fail(format!("unexpected tensors: {}", listed(unused))));
         }
-        let tokenizer = self.tokenizer()?;
-        Ok(Model { decoder, tokenizer, special: self.special })
+        // A file's own tokenizer may be of a kind we do not read; token ids still go in and out.
+        let (tokenizer, unreadable) = match &self.own_tokenizer {
+            Some(Err(detail)) => (None, Some(detail.clone())),
+            _ => (self.tokenizer()?, None),
+        };
+        Ok(Model { decoder, tokenizer, unreadable, special: self.special })
     }
 
     /// Their name of a tensor of ours.

@@ -3,6 +3,7 @@
 //! A vocabulary has 50 to 250 thousand tokens and a filter usually keeps a few dozen, so the best ones
 //! are selected in one pass; the nucleus of a flat distribution grows by doubling.
 
+use super::exponential::{exponentials, sum_of_exponentials};
 use super::sampling::Sampling;
 use std::cmp::Ordering;
 
@@ -17,7 +18,7 @@ pub(super) struct Candidates {
 /// `ln sum exp`, exact where the largest value is subtracted first.
 pub(super) fn log_sum_exp(values: &[f64]) -> f64 {
     let top = largest(values);
-    top + values.iter().map(|value| (value - top).exp()).sum::<f64>().ln()
+    top + sum_of_exponentials(values, top).ln()
 }
 
 fn largest(values: &[f64]) -> f64 {
@@ -116,8 +117,7 @@ impl Candidates {
 /// A draw among all tokens, as from [`Candidates`] without a filter; uses the scores up.
 pub(super) fn draw_any(scores: &mut [f64], uniform: f64) -> Option<u32> {
     let top = largest(scores);
-    scores.iter_mut().for_each(|score| *score = (*score - top).exp());
-    let mut left = uniform * scores.iter().sum::<f64>();
+    let mut left = uniform * exponentials(scores, top);
     for (id, weight) in scores.iter().enumerate() {
         left -= weight;
         if left < 0.0 {

@@ -13,6 +13,7 @@
 
 mod chat;
 mod eos;
+mod exponential;
 mod filter;
 mod output;
 mod prompts;

@@ -18,6 +18,7 @@ use danaus_kernel::ops::linear::{Extras, linear};
 use danaus_kernel::ops::quantized::quantized_linear;
 use danaus_matrix::SeqBatch;
 use danaus_model::Decoder;
+use danaus_model::decoder::Compute;
 use danaus_model::generate::{Batching, Generator, Request, Sampling, read};
 use danaus_tensor::{DType, no_grad};
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ const STEPS: usize = 24;
 pub struct GenerateCase {
     /// Whose speed.
     pub subject: Subject,
+    /// Type of activations and caches.
+    pub compute: DType,
     /// Sequences at a time.
     pub batch: usize,
     /// Folder with the peers' scripts; `None` measures ourselves alone.
@@ -83,7 +86,8 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// When the subject is unknown or no model, a peer fails, or there is no memory.
 pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
-    let decoder = case.subject.decoder()?;
+    let compute = Compute { dtype: case.compute, recompute: false };
+    let decoder = case.subject.decoder(compute)?;
     let config = decoder.config();
     let parameters = config.elem_count()?;
     let mut reader = match &case.peers {
@@ -125,7 +129,7 @@ pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
         prefill_of_peak: flops / prefill / roofline.f32_flops,
         decode_rate: case.batch as f64 / step.as_secs_f64(),
         step,
-        products: products(&decoder, case.batch)?,
+        products: products(&decoder, case)?,
         bytes,
         of_bandwidth: bytes as f64 / step.as_secs_f64() / roofline.copy_bytes_per_s,
         peer: reader.map(|_| PeerRates {
@@ -182,12 +186,12 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
 }
 
 /// Every matrix of the model times as many rows as a step has.
-fn products(decoder: &Decoder, batch: usize) -> Result<Duration> {
+fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
     let mut pairs = Vec::new();
     for (weight, blocks) in subject::matrices(decoder) {
         let width = weight.dims()[1];
         let cols = blocks.map_or(width, |kind| width / kind.block_bytes() * kind.block_len());
-        pairs.push((super::randn(1, &[batch, cols], DType::F32)?, weight, blocks, cols));
+        pairs.push((super::randn(1, &[case.batch, cols], case.compute)?, weight, blocks, cols));
     }
     let mut work = timed(|| {
         for (x, weight, blocks, cols) in &pairs {

@@ -25,7 +25,7 @@ impl Reader {
         };
         let (script, subject) = match subject {
             Subject::File(path) if path.extension().is_some_and(|end| end == "gguf") => {
-                ("llama_cpp.py", path.display().to_string())
+                ("gguf_llama_cpp.py", path.display().to_string())
             }
             Subject::File(_) => return Err(none("a file that is not GGUF")),
             Subject::Shape { shape, weights }

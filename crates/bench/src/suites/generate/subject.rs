@@ -14,7 +14,7 @@ pub const SHAPES: [&str; 3] = ["llama-130m", "mamba2-130m", "llama-1b"];
 /// Formats of weights that a shape may be given.
 pub const FORMATS: &str = "f32, bf16, f16, q8_0, q4_0, q4_k";
 
-/// Whose speed is measured. Activations are f32.
+/// Whose speed is measured.
 #[derive(Clone, Debug)]
 pub enum Subject {
     /// One of [`SHAPES`] with random weights stored in one of [`FORMATS`].
@@ -41,18 +41,18 @@ impl Subject {
     ///
     /// # Errors
     /// When shape or format are unknown, the file is no model, or there is no memory.
-    pub fn decoder(&self) -> Result<Decoder> {
+    pub fn decoder(&self, compute: Compute) -> Result<Decoder> {
         match self {
-            Self::Shape { shape, weights } => build(&config(shape)?, weights),
-            Self::File(path) => Ok(Model::load(path, Compute::default())?.decoder),
+            Self::Shape { shape, weights } => build(&config(shape)?, weights, compute),
+            Self::File(path) => Ok(Model::load(path, compute)?.decoder),
         }
     }
 }
 
 /// A new model whose matrices are stored in a format.
-fn build(config: &Config, weights: &str) -> Result<Decoder> {
+fn build(config: &Config, weights: &str, compute: Compute) -> Result<Decoder> {
     let format = Format::parse(weights)?;
-    let fresh = Decoder::init(config, 0, Compute::default())?;
+    let fresh = Decoder::init(config, 0, compute)?;
     if let Format::Float(DType::F32) = format {
         return Ok(fresh);
     }
@@ -70,7 +70,7 @@ fn build(config: &Config, weights: &str) -> Result<Decoder> {
         stored.insert(name, tensor);
     }
     let params = ParamBuilder::load(Arc::new(stored), DType::F32, Device::Cpu).as_stored();
-    Ok(Decoder::build(&params, config, Compute::default())?)
+    Ok(Decoder::build(&params, config, compute)?)
 }
 
 enum Format {

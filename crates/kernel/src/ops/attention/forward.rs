@@ -112,11 +112,13 @@ impl<'a, T: Element> Task<'a, T> {
             words,
             panels: rows.iter().map(panel).collect(),
             value_stride,
-            k: Scratch::new(KEY_TILE * key_words),
-            v: Scratch::new(words.count(KEY_TILE) * value_stride),
-            scores: Scratch::new(KEY_TILE * PANEL),
-            pairs: Scratch::new(pairs),
-            factors: Scratch::new(factors),
+            // Each is written before it is read. A decoding step has hundreds of tasks of one row, and
+            // zeroing their tiles took a quarter of its attention.
+            k: Scratch::unspecified(KEY_TILE * key_words),
+            v: Scratch::unspecified(words.count(KEY_TILE) * value_stride),
+            scores: Scratch::unspecified(KEY_TILE * PANEL),
+            pairs: Scratch::unspecified(pairs),
+            factors: Scratch::unspecified(factors),
         }
     }
 
@@ -258,13 +260,17 @@ impl Panel {
         let sequence = rows.sequence;
         let band = Band::new(problem.window, sequence.q_len, sequence.k_len);
         let width = problem.head_dim;
-        let mut q = Scratch::new(words.count(width) * PANEL);
+        let mut q = Scratch::unspecified(words.count(width) * PANEL);
         let q_row = |lane: usize| {
             let row = sequence.q_start + rows.query(lane);
             // SAFETY: promised by the caller.
             unsafe { inputs.q.slice(sequence.q_batch, row, rows.head(lane), width) }
         };
         (0..rows.count).for_each(|lane| prefetch(q_row(lane)));
+        // Rows of whole vectors of lanes are rescaled and summed into; the others are never touched.
+        let stride = problem.value_dim.next_multiple_of(16);
+        let mut output = Scratch::unspecified(PANEL * stride);
+        output[..rows.count.next_multiple_of(16) * stride].fill(0.0);
         words.transposed((0..rows.count).map(q_row), width, &mut q);
         Self {
             rows,
@@ -272,7 +278,7 @@ impl Panel {
             mask: TileMask::new(problem, &rows),
             state: State::new(),
             q,
-            output: Scratch::new(PANEL * problem.value_dim.next_multiple_of(16)),
+            output,
         }
     }
 
