@@ -107,13 +107,18 @@ impl Decoder {
         &self.params
     }
 
+    /// Where the parameters are.
+    fn device(&self) -> Device {
+        self.params.iter().next().map_or(Device::Cpu, |param| param.tensor().device())
+    }
+
     fn embed(&self, ids: &[u32], positions: &[i64]) -> Result<Tensor> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
             let valid = format!("0..{} (vocab_size)", self.config.vocab_size);
             return Err(Error::argument("token id", id, valid));
         }
         let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let ids = Tensor::from_vec(wide, [ids.len()], &Device::Cpu)?;
+        let ids = Tensor::from_vec(wide, [ids.len()], &Device::Cpu)?.to_device(&self.device())?;
         let mut x = self.embedding.gather_rows(&ids)?.to_dtype(self.stream_dtype())?;
         if let Some([into, _]) = &self.projections {
             x = into.apply(&x, Extras::default())?;
@@ -122,6 +127,7 @@ impl Decoder {
             let offset = self.config.position_offset as i64;
             let rows: Vec<i64> = positions.iter().map(|position| position + offset).collect();
             let rows = Tensor::from_vec(rows, [positions.len()], &Device::Cpu)?;
+            let rows = rows.to_device(&x.device())?;
             x = x.add(&table.gather_rows(&rows)?.to_dtype(x.dtype())?)?;
         }
         Ok(x)
@@ -227,6 +233,7 @@ impl Decoder {
     pub fn loss(&self, ids: &[u32], targets: &[i64], batch: &SeqBatch) -> Result<Tensor> {
         let hidden = self.hidden(ids, batch)?;
         let targets = Tensor::from_slice(targets, [targets.len()], &Device::Cpu)?;
+        let targets = targets.to_device(&hidden.device())?;
         Ok(linear_cross_entropy(&hidden, &self.head_weight()?, &targets, LossOptions::default())?)
     }
 

@@ -217,3 +217,40 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
 }
+
+/// Transposes sixteen vectors of sixteen 32-bit units.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline(always)]
+pub unsafe fn transpose_units(rows: [__m512; 16]) -> [__m512; 16] {
+    // SAFETY: register operations only.
+    unsafe {
+        let (mut pairs, mut quads, mut halves, mut columns) = (rows, rows, rows, rows);
+        for i in 0..8 {
+            pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+        }
+        // quads[4 g + j]: units j, j + 4, j + 8, j + 12 of rows 4 g .. 4 g + 4, four lanes each.
+        for g in 0..4 {
+            let p = 4 * g;
+            quads[p] = _mm512_shuffle_ps::<0x44>(pairs[p], pairs[p + 2]);
+            quads[p + 1] = _mm512_shuffle_ps::<0xee>(pairs[p], pairs[p + 2]);
+            quads[p + 2] = _mm512_shuffle_ps::<0x44>(pairs[p + 1], pairs[p + 3]);
+            quads[p + 3] = _mm512_shuffle_ps::<0xee>(pairs[p + 1], pairs[p + 3]);
+        }
+        for j in 0..4 {
+            halves[j] = _mm512_shuffle_f32x4::<0x88>(quads[j], quads[4 + j]);
+            halves[4 + j] = _mm512_shuffle_f32x4::<0xdd>(quads[j], quads[4 + j]);
+            halves[8 + j] = _mm512_shuffle_f32x4::<0x88>(quads[8 + j], quads[12 + j]);
+            halves[12 + j] = _mm512_shuffle_f32x4::<0xdd>(quads[8 + j], quads[12 + j]);
+        }
+        for j in 0..4 {
+            columns[j] = _mm512_shuffle_f32x4::<0x88>(halves[j], halves[8 + j]);
+            columns[8 + j] = _mm512_shuffle_f32x4::<0xdd>(halves[j], halves[8 + j]);
+            columns[4 + j] = _mm512_shuffle_f32x4::<0x88>(halves[4 + j], halves[12 + j]);
+            columns[12 + j] = _mm512_shuffle_f32x4::<0xdd>(halves[4 + j], halves[12 + j]);
+        }
+        columns
+    }
+}

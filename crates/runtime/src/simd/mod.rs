@@ -38,7 +38,7 @@ use std::sync::OnceLock;
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub use avx512::Avx512;
+pub use avx512::{Avx512, transpose_units};
 pub use lane::Lane;
 pub use portable::Portable;
 

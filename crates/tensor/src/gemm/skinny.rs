@@ -11,6 +11,7 @@
 use std::arch::x86_64::*;
 
 use super::pack::{Packer, Pair, Same, Widen, WidenHalf};
+use danaus_runtime::simd::transpose_units;
 
 /// Arguments: `rows` of A packed (unit `d` of row `i` at `a + d * a_step + i * 4`), columns of B in
 /// place, and where the sums go.
@@ -141,43 +142,6 @@ impl Units for Pair {
     }
 }
 
-/// Transposes sixteen vectors of sixteen 32-bit units.
-///
-/// # Safety
-/// The processor has AVX-512.
-#[inline(always)]
-unsafe fn transpose(rows: [__m512; 16]) -> [__m512; 16] {
-    // SAFETY: register operations only.
-    unsafe {
-        let (mut pairs, mut quads, mut halves, mut columns) = (rows, rows, rows, rows);
-        for i in 0..8 {
-            pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
-            pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
-        }
-        // quads[4 g + j]: units j, j + 4, j + 8, j + 12 of rows 4 g .. 4 g + 4, four lanes each.
-        for g in 0..4 {
-            let p = 4 * g;
-            quads[p] = _mm512_shuffle_ps::<0x44>(pairs[p], pairs[p + 2]);
-            quads[p + 1] = _mm512_shuffle_ps::<0xee>(pairs[p], pairs[p + 2]);
-            quads[p + 2] = _mm512_shuffle_ps::<0x44>(pairs[p + 1], pairs[p + 3]);
-            quads[p + 3] = _mm512_shuffle_ps::<0xee>(pairs[p + 1], pairs[p + 3]);
-        }
-        for j in 0..4 {
-            halves[j] = _mm512_shuffle_f32x4::<0x88>(quads[j], quads[4 + j]);
-            halves[4 + j] = _mm512_shuffle_f32x4::<0xdd>(quads[j], quads[4 + j]);
-            halves[8 + j] = _mm512_shuffle_f32x4::<0x88>(quads[8 + j], quads[12 + j]);
-            halves[12 + j] = _mm512_shuffle_f32x4::<0xdd>(quads[8 + j], quads[12 + j]);
-        }
-        for j in 0..4 {
-            columns[j] = _mm512_shuffle_f32x4::<0x88>(halves[j], halves[8 + j]);
-            columns[8 + j] = _mm512_shuffle_f32x4::<0xdd>(halves[j], halves[8 + j]);
-            columns[4 + j] = _mm512_shuffle_f32x4::<0x88>(halves[4 + j], halves[12 + j]);
-            columns[12 + j] = _mm512_shuffle_f32x4::<0xdd>(halves[4 + j], halves[12 + j]);
-        }
-        columns
-    }
-}
-
 /// Bytes that a column is fetched ahead: the stream of each column is short for the hardware.
 const AHEAD: usize = 512;
 
@@ -258,7 +222,7 @@ impl Block {
                     block[i] = U::load(from, units);
                 }
             }
-            let block = transpose(block);
+            let block = transpose_units(block);
             let mut a = self.a;
             for d in 0..16 {
                 for part in 0..U::IN_LANE {

@@ -4,12 +4,17 @@
 //! tile's K and V, then for each panel S^T = K Q^T, the online softmax, O += P V. Scores live in one
 //! 64 x 64 tile; nothing grows with the square of the length. The order of all sums depends on
 //! positions alone, so results are the same at any thread count, and for a sequence alone or among
-//! others.
+//! others. Tasks of a few rows (decoding) read keys and values in place (`few_rows.rs`), in the same
+//! order of sums.
 
 use super::dropout::RowIndex;
+#[cfg(target_arch = "x86_64")]
+use super::few_rows::{self, Tile};
 use super::mask::{Coverage, PANEL, PanelRows, TileMask};
 use super::microkernel::Product;
 use super::pack::{Element, Words, prefetch};
+#[cfg(target_arch = "x86_64")]
+use super::problem::Operand;
 use super::problem::{Inputs, Outputs, Problem};
 use super::softmax::{Finish, State, Update};
 use super::tile_range::{Band, tiles};
@@ -70,6 +75,19 @@ pub unsafe fn forward<T: Element, O: Lane>(
     });
 }
 
+/// Whether a task's rows are so few that packing keys and values would cost more than it saves.
+#[cfg(target_arch = "x86_64")]
+fn reads_in_place<T: Element>(panels: &[PanelRows]) -> bool {
+    use danaus_runtime::simd::{Isa, isa};
+    let few = panels.len() == 1 && panels[0].count <= few_rows::MOST;
+    few && !T::IS_BF16 && isa() == Isa::Avx512
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn reads_in_place<T: Element>(_: &[PanelRows]) -> bool {
+    false
+}
+
 /// A panel in flight.
 struct Panel {
     rows: PanelRows,
@@ -88,6 +106,8 @@ struct Task<'a, T> {
     words: Words,
     panels: Vec<Panel>,
     value_stride: usize,
+    /// Whether the few rows of the task read keys and values in place.
+    in_place: bool,
     k: Scratch<f32>,
     v: Scratch<f32>,
     scores: Scratch<f32>,
@@ -106,16 +126,19 @@ impl<'a, T: Element> Task<'a, T> {
         let key_words = words.count(problem.head_dim);
         let pairs = if words == Words::Bf16Pairs { KEY_TILE / 2 * PANEL } else { 0 };
         let factors = if problem.dropout.is_some() { KEY_TILE * PANEL } else { 0 };
+        let in_place = reads_in_place::<T>(rows);
+        let packed = if in_place { 0 } else { KEY_TILE };
         Self {
             problem,
             inputs,
             words,
             panels: rows.iter().map(panel).collect(),
             value_stride,
+            in_place,
             // Each is written before it is read. A decoding step has hundreds of tasks of one row, and
             // zeroing their tiles took a quarter of its attention.
-            k: Scratch::unspecified(KEY_TILE * key_words),
-            v: Scratch::unspecified(words.count(KEY_TILE) * value_stride),
+            k: Scratch::unspecified(packed * key_words),
+            v: Scratch::unspecified(words.count(packed) * value_stride),
             scores: Scratch::unspecified(KEY_TILE * PANEL),
             pairs: Scratch::unspecified(pairs),
             factors: Scratch::unspecified(factors),
@@ -141,7 +164,9 @@ impl<'a, T: Element> Task<'a, T> {
                 // SAFETY: promised by the caller.
                 unsafe {
                     if !packed {
-                        self.pack(keys.clone());
+                        if !self.in_place {
+                            self.pack(keys.clone());
+                        }
                         self.prefetch(keys.end..(keys.end + KEY_TILE).min(end));
                         packed = true;
                     }
@@ -195,6 +220,45 @@ impl<'a, T: Element> Task<'a, T> {
     /// # Safety
     /// The tile is packed and the panel's mask prepared.
     unsafe fn step(&mut self, index: usize, keys: Range<usize>) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            self.scores(index, keys.clone());
+            self.update(index, keys.clone());
+            self.outputs(index, keys);
+        }
+    }
+
+    /// Addresses of the keys (or values) of a tile, for f32.
+    #[cfg(target_arch = "x86_64")]
+    fn addresses(
+        &self,
+        operand: Operand<T>,
+        keys: Range<usize>,
+    ) -> ([*const f32; KEY_TILE], usize) {
+        let rows = &self.panels[0].rows;
+        let mut all = [std::ptr::null(); KEY_TILE];
+        let count = keys.len();
+        for (to, j) in all.iter_mut().zip(keys) {
+            let (sequence, head) = (rows.sequence, rows.kv_head);
+            // SAFETY: the tile's rows exist (see `step`).
+            *to = unsafe { operand.row(sequence.kv_batch, sequence.k_start + j, head) }.cast();
+        }
+        (all, count)
+    }
+
+    /// S^T = K Q^T.
+    ///
+    /// # Safety
+    /// As [`Self::step`].
+    unsafe fn scores(&mut self, index: usize, keys: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_place {
+            let (addresses, count) = self.addresses(self.inputs.k, keys);
+            let (panel, keys) = (&self.panels[index], &addresses[..count]);
+            let tile = Tile { rows: panel.rows.count, keys, width: self.problem.head_dim };
+            // SAFETY: the keys exist, and `reads_in_place` found the instructions.
+            return unsafe { tile.scores(&panel.q, &mut self.scores) };
+        }
         let panel = &mut self.panels[index];
         let key_words = self.words.count(self.problem.head_dim);
         let scores = Product {
@@ -212,6 +276,11 @@ impl<'a, T: Element> Task<'a, T> {
         };
         // SAFETY: K is (keys, words), Q^T (words, PANEL) and the scores (KEY_TILE, PANEL).
         unsafe { scores.run(self.words) };
+    }
+
+    /// Online softmax of the scores.
+    fn update(&mut self, index: usize, keys: Range<usize>) {
+        let panel = &mut self.panels[index];
         let dropped = self.problem.dropout.is_some();
         if dropped {
             drop_factors(self.problem, &panel.rows, keys.clone(), &mut self.factors);
@@ -228,6 +297,23 @@ impl<'a, T: Element> Task<'a, T> {
             pairs: &mut self.pairs,
             words: self.words,
         });
+    }
+
+    /// O += P V.
+    ///
+    /// # Safety
+    /// As [`Self::step`].
+    unsafe fn outputs(&mut self, index: usize, keys: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.in_place {
+            let (addresses, count) = self.addresses(self.inputs.v, keys);
+            let panel = &mut self.panels[index];
+            let (rows, keys) = (panel.rows.count, &addresses[..count]);
+            let tile = Tile { rows, keys, width: self.problem.value_dim };
+            // SAFETY: as in `scores`.
+            return unsafe { tile.outputs(&self.scores, &mut panel.output, self.value_stride) };
+        }
+        let panel = &mut self.panels[index];
         let probabilities =
             if self.words == Words::F32 { self.scores.as_ptr() } else { self.pairs.as_ptr() };
         let sum = Product {

@@ -33,6 +33,8 @@ mod combine;
 mod config;
 pub(crate) mod cuda;
 mod dropout;
+#[cfg(target_arch = "x86_64")]
+mod few_rows;
 mod forward;
 mod gradient;
 mod kvcache;
