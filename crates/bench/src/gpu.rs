@@ -5,6 +5,10 @@
 //! second-level cache. The share is that of the copy measured in the same process for memory-bound
 //! cases, and of the largest matrix product of the same type for the others.
 
+mod decode;
+mod train;
+
+use crate::roofline::Roofline;
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::swiglu;
 use danaus_kernel::ops::attention::{AttentionOptions, attention};
@@ -21,6 +25,8 @@ pub const SUITES: &[(&str, &str)] = &[
     ("gemm", "matrix products"),
     ("elementwise", "formulas, reductions, softmax, norm"),
     ("attention", "attention, forward alone and with its backward"),
+    ("decode", "attention of one query a sequence to a paged cache"),
+    ("train", "a training step of a Llama of 350 million parameters; not part of all"),
     ("launch", "small operators one by one and replayed as a graph"),
 ];
 
@@ -70,6 +76,9 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
         if matches!(suite, "elementwise" | "all") {
             bench.elementwise(&mut report)?;
         }
+        if matches!(suite, "decode" | "all") {
+            bench.decode(&mut report)?;
+        }
         if matches!(suite, "launch" | "all") {
             bench.launch(&mut report)?;
         }
@@ -78,7 +87,26 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
     if matches!(suite, "attention" | "all") {
         bench.attention(&mut report)?;
     }
+    if suite == "train" {
+        bench.train(&mut report)?;
+    }
     Ok(())
+}
+
+/// The ceilings of a GPU: the driver's copy, and the bf16 product of 8192^3 in place of f32 arithmetic.
+///
+/// # Errors
+/// When the GPU cannot be used.
+pub fn roofline(device: &Device) -> Result<Roofline> {
+    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0 };
+    no_grad(|| {
+        bench.copy(true, &mut |_| ())?;
+        let [a, b] = [1, 2].map(|seed| bench.random(seed, &[8192, 8192], DType::BF16));
+        let (a, b) = (a?, b?.transpose(0, 1)?);
+        let seconds = bench.time(|| Ok(a.matmul(&b).map(drop)?))? / 1e3;
+        let f32_flops = 2.0 * 8192f64.powi(3) / seconds;
+        Ok(Roofline { copy_bytes_per_s: bench.copy, f32_flops })
+    })
 }
 
 struct Bench {
@@ -233,7 +261,7 @@ impl Bench {
                     })?;
                     report(&row);
                     if head_dim > 128 {
-                        continue; // no backward kernel
+                        continue; // the plain kernels, which are not for speed
                     }
                     let what = format!("{what}, with backward");
                     report(&self.case(what, (14.0 * visible, 2.0 * bytes), || {

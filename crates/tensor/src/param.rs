@@ -235,6 +235,7 @@ pub struct ParamBuilder {
     device: Device,
     prefix: String,
     as_stored: bool,
+    matrices: Option<DType>,
     made: Arc<Mutex<Vec<Param>>>,
 }
 
@@ -262,13 +263,18 @@ impl ParamBuilder {
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
         let (prefix, made) = (String::new(), Arc::default());
-        Self { source, dtype, device, prefix, as_stored: false, made }
+        Self { source, dtype, device, prefix, as_stored: false, matrices: None, made }
     }
 
     /// Lets weight matrices stay in the element type, and in the memory (such as a mapped file), that
     /// the source has them in. For inference: training wants masters in one dtype.
     pub fn as_stored(self) -> Self {
         Self { as_stored: true, ..self }
+    }
+
+    /// Puts loaded weight matrices of floats into another element type than the rest. For inference.
+    pub fn matrices_as(self, dtype: DType) -> Self {
+        Self { matrices: Some(dtype), ..self }
     }
 
     /// Element type of the parameters.
@@ -367,7 +373,8 @@ impl ParamBuilder {
         }
         // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
         let stays = stored && (self.as_stored || !value.dtype().is_float()) && !self.is_new();
-        let value = if stays { value } else { value.to_dtype(self.dtype)? };
+        let dtype = self.matrices.filter(|_| stored && !self.is_new()).unwrap_or(self.dtype);
+        let value = if stays { value } else { value.to_dtype(dtype)? };
         let value = value.to_device(&self.device)?;
         let param = match self.source {
             Source::Borrow(_) => Param(Arc::new(Inner { name, decay, value: Mutex::new(value) })),

@@ -5,7 +5,7 @@ use clap::Args;
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
 use danaus::model::generate::{Request, Sampling, eos_tokens};
-use danaus::tensor::DType;
+use danaus::tensor::{DType, Device};
 use danaus::text::tokenizer::Tokenizer;
 
 #[derive(Args)]
@@ -58,6 +58,9 @@ pub struct SamplingArgs {
     /// Type of activations and caches: f32, or bf16 (prompts are read faster, results are rounded)
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
     compute: DType,
+    /// Where to compute: cpu, or cuda:N for a GPU
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 /// The types that models compute in when they write.
@@ -75,9 +78,9 @@ fn parse_bias(text: &str) -> anyhow::Result<(u32, f64)> {
 }
 
 impl SamplingArgs {
-    /// How the model computes.
-    pub fn compute(&self) -> Compute {
-        Compute { dtype: self.compute, recompute: false }
+    /// How the model computes, on a device that is there.
+    pub fn compute(&self) -> anyhow::Result<Compute> {
+        Ok(Compute { device: self.device.open()?, ..Compute::new(self.compute) })
     }
 
     /// A request without prompts. `extra_stop` ends texts beside the usual tokens.

@@ -5,7 +5,7 @@ use super::tokenizer::NotUtf8Option;
 use crate::progress::Live;
 use clap::Args;
 use danaus::model::decoder::Compute;
-use danaus::tensor::DType;
+use danaus::tensor::{DType, Device};
 use danaus::text::fim::FimOptions;
 use danaus::train::optim::OptimizerConfig;
 use danaus::train::schedule::{Schedule, Shape};
@@ -72,6 +72,9 @@ pub struct TrainArgs {
     /// Compute in bf16 with f32 masters
     #[arg(long)]
     bf16: bool,
+    /// Where to train: cpu, or cuda:N for a GPU
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Keep block inputs only and compute blocks again in backward
     #[arg(long)]
     recompute: bool,
@@ -133,6 +136,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         compute: Compute {
             dtype: if args.bf16 { DType::BF16 } else { DType::F32 },
             recompute: args.recompute,
+            device: args.device,
         },
         not_utf8: Some(args.not_utf8.into()),
         start: if args.resume { Start::Resume } else { Start::New },

@@ -11,11 +11,12 @@ use super::{SequenceMixer, check_states, foreign_state};
 use crate::state::KvState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
+use danaus_kernel::lists::list;
 use danaus_kernel::ops::attention::{AttentionOptions, CacheOptions, NewKeys, attention_varlen};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::norm::{Affine, rms_norm};
 use danaus_kernel::ops::rotary::Positions;
-use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
+use danaus_tensor::{DType, Error, Init, Param, ParamBuilder, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -320,7 +321,7 @@ impl SequenceMixer for Attention {
             positions.extend(state.len() as i64..(state.len() + count) as i64);
             end = end.max(state.len() + count);
         }
-        let positions = Tensor::from_vec(positions, [batch.tokens()], &Device::Cpu)?;
+        let positions = list(&positions, &x.device())?;
         let [q, k, v] = self.project(x)?;
         let (q, k) = (
             self.rotate(q, Positions::At(&positions), end)?,
@@ -381,7 +382,7 @@ impl SequenceMixer for Attention {
                     values[(token * kv + head) * width + token - start] = 1.0;
                 }
             }
-            let v = Tensor::from_vec(values, [tokens, kv, width], &Device::Cpu)?;
+            let v = Tensor::from_vec(values, [tokens, kv, width], &x.device())?;
             let v = v.to_dtype(q.dtype())?;
             let bounds = batch.cu_seqlens();
             let (part, _) = attention_varlen([&q, &k, &v], bounds, bounds, &self.options())?;

@@ -409,7 +409,7 @@ impl SequenceMixer for Mamba2 {
                     values[(token * n_heads + head) * width + token - start] = 1.0;
                 }
             }
-            let one_hot = Tensor::from_vec(values, [1, tokens, n_heads, width], &Device::Cpu)?;
+            let one_hot = Tensor::from_vec(values, [1, tokens, n_heads, width], &x.device())?;
             let one_hot = one_hot.to_dtype(x.dtype())?;
             let inputs =
                 SsdInputs { dt_bias: Some(&dt_bias), ..SsdInputs::new(&one_hot, &dt, &a, &b, &c) };

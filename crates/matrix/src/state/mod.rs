@@ -15,7 +15,7 @@ pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
 
-use danaus_tensor::Result;
+use danaus_tensor::{Device, Result};
 
 /// The state of one layer for one sequence.
 #[derive(Clone)]
@@ -42,6 +42,17 @@ impl LayerState {
             Self::Kv(state) => Mark::Tokens(state.len()),
             Self::Recurrent(state) => Mark::Value(state.clone()),
         }
+    }
+
+    /// The same content on a device.
+    ///
+    /// # Errors
+    /// When the device cannot be used or has no memory.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Kv(state) => Self::Kv(state.to_device(device)?),
+            Self::Recurrent(state) => Self::Recurrent(state.to_device(device)?),
+        })
     }
 
     /// Returns to a point marked on this state.

@@ -51,7 +51,7 @@ impl LayerState {
             }
             Self::Recurrent(state) => {
                 let like = |part: &str, own: &Tensor| {
-                    let found = named(part)?;
+                    let found = named(part)?.to_device(&own.device())?;
                     let name = format!("layers.{index}.{part}");
                     if found.shape() != own.shape() {
                         let expected = own.shape().to_string();

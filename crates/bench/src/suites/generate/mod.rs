@@ -20,7 +20,7 @@ use danaus_matrix::SeqBatch;
 use danaus_model::Decoder;
 use danaus_model::decoder::Compute;
 use danaus_model::generate::{Batching, Generator, Request, Sampling, read};
-use danaus_tensor::{DType, no_grad};
+use danaus_tensor::{DType, Device, no_grad};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ pub struct GenerateCase {
     pub subject: Subject,
     /// Type of activations and caches.
     pub compute: DType,
+    /// Where it runs.
+    pub device: Device,
     /// Sequences at a time.
     pub batch: usize,
     /// Folder with the peers' scripts; `None` measures ourselves alone.
@@ -53,7 +55,8 @@ pub struct GenerateRow {
     pub parameters: usize,
     /// Prompt tokens a second.
     pub prefill_rate: f64,
-    /// Share of the measured f32 peak that reading reaches (narrow types may exceed 1).
+    /// Share of the measured peak that reading reaches: f32 on the processor (narrow types may exceed 1),
+    /// bf16 products on a GPU.
     pub prefill_of_peak: f64,
     /// New tokens a second, all sequences together.
     pub decode_rate: f64,
@@ -86,7 +89,7 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// When the subject is unknown or no model, a peer fails, or there is no memory.
 pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
-    let compute = Compute { dtype: case.compute, recompute: false };
+    let compute = Compute { device: case.device, ..Compute::new(case.compute) };
     let decoder = case.subject.decoder(compute)?;
     let config = decoder.config();
     let parameters = config.elem_count()?;
@@ -98,7 +101,7 @@ pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
         (0..length as u32).map(|at| (at * 7919 + 13) % config.vocab_size as u32).collect()
     };
     let long = prompt(LONG_PROMPT);
-    let mut reading = timed(|| Ok(read(&decoder, &long, None, Batching::default())?));
+    let mut reading = timed(|| Ok(read(&decoder, &long, None, Batching::of(&decoder))?));
     let budget = Budget { min_turns: 2, max_turns: 3, time: Duration::from_secs(2) };
     let times = match &mut reader {
         None => interleave(&mut [&mut reading as &mut Variant], budget)?,
@@ -157,7 +160,7 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
         ..Request::default()
     };
     let requests = std::slice::from_ref(&request);
-    let generator = Generator::new(decoder, requests, Batching::default())?;
+    let generator = Generator::new(decoder, requests, Batching::of(decoder))?;
     let mut moments = Vec::new();
     generator.run(|index, _| {
         if index == 0 {
@@ -191,7 +194,8 @@ fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
     for (weight, blocks) in subject::matrices(decoder) {
         let width = weight.dims()[1];
         let cols = blocks.map_or(width, |kind| width / kind.block_bytes() * kind.block_len());
-        pairs.push((super::randn(1, &[case.batch, cols], case.compute)?, weight, blocks, cols));
+        let x = super::randn(1, &[case.batch, cols], case.compute)?.to_device(&case.device)?;
+        pairs.push((x, weight, blocks, cols));
     }
     let mut work = timed(|| {
         for (x, weight, blocks, cols) in &pairs {
@@ -200,7 +204,7 @@ fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
                 None => linear(x, weight, Extras::default())?,
             };
         }
-        Ok(())
+        Ok(case.device.synchronize()?)
     });
     let budget = Budget { min_turns: 5, max_turns: 20, time: Duration::from_secs(1) };
     Ok(interleave(&mut [&mut work as &mut Variant], budget)?[0].median())

@@ -53,7 +53,7 @@ impl Subject {
 fn build(config: &Config, weights: &str, compute: Compute) -> Result<Decoder> {
     let format = Format::parse(weights)?;
     let fresh = Decoder::init(config, 0, compute)?;
-    if let Format::Float(DType::F32) = format {
+    if let (Format::Float(DType::F32), Device::Cpu) = (&format, compute.device) {
         return Ok(fresh);
     }
     let mut stored = BTreeMap::new();
@@ -69,7 +69,12 @@ fn build(config: &Config, weights: &str, compute: Compute) -> Result<Decoder> {
         };
         stored.insert(name, tensor);
     }
-    let params = ParamBuilder::load(Arc::new(stored), DType::F32, Device::Cpu).as_stored();
+    let params = ParamBuilder::load(Arc::new(stored), DType::F32, compute.device);
+    let params = match compute.device {
+        Device::Cpu => params.as_stored(),
+        // As checkpoints are loaded there.
+        Device::Cuda(_) => params.matrices_as(compute.dtype),
+    };
     Ok(Decoder::build(&params, config, compute)?)
 }
 
