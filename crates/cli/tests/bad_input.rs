@@ -108,7 +108,11 @@ fn config_fields_and_values() {
         place.write("config.json", CONFIG.replacen(from, to, 1));
         place.train_refused("run", &["--steps", "1"], &[expected]);
     }
-    place.train_refused("run", &["--preset", "tranformer"], &["transformer, mamba2, quickstart"]);
+    place.train_refused(
+        "run",
+        &["--preset", "tranformer"],
+        &["transformer, mamba2, linear_attention"],
+    );
 }
 
 #[test]

@@ -139,6 +139,11 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
     let mamba1 = |seed, config: &Mamba1Config, format| -> Box<dyn SequenceMixer> {
         Box::new(Mamba1::build(&params(seed), config, D_MODEL, format, 1.0).unwrap())
     };
+    let linear = |kind, format| -> Box<dyn SequenceMixer> {
+        let config = LinearAttentionConfig { n_heads: 2, ..LinearAttentionConfig::default() };
+        let built = LinearAttention::build(&params(8), kind, &config, D_MODEL, format, (1.0, 64));
+        Box::new(built.unwrap())
+    };
     let biased = Mamba1Config { dt_rank: Some(3), conv_bias: false, bias: true, ..tiny1() };
     vec![
         attention(1, "n_heads=2"),
@@ -155,6 +160,9 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
         Box::new(Mamba2::build(&params(5), &every_option(), D_MODEL, Format::Dense, 1.0).unwrap()),
         mamba1(6, &tiny1(), Format::Dense),
         mamba1(7, &biased, Format::LowRank(5)),
+        linear(LinearAttentionKind::Linear, Format::Dense),
+        linear(LinearAttentionKind::RetNet, Format::LowRank(5)),
+        linear(LinearAttentionKind::Gated, Format::Dense),
     ]
 }
 

@@ -60,6 +60,10 @@ impl Memory {
                     let elements = inner * (mamba1.conv_width - 1 + mamba1.d_state);
                     memory.state_per_sequence += F32 * elements as u64;
                 }
+                MixerKind::Linear(kind) => {
+                    let elements = config.linear_attention()?.state_elements(config.d_model, kind);
+                    memory.state_per_sequence += F32 * elements as u64;
+                }
             }
         }
         Ok(memory)
