@@ -3,8 +3,8 @@
 use super::quickstart::stop_on_interrupt;
 use super::tokenizer::NotUtf8Option;
 use super::train_recall::{self, RecallArgs};
+use crate::failure::BadInput;
 use crate::progress::Live;
-use anyhow::Context;
 use clap::Args;
 use danaus::model::decoder::Compute;
 use danaus::tensor::DType;
@@ -121,7 +121,9 @@ impl TrainArgs {
     fn refuse(&self, given: &[(&str, bool)]) -> anyhow::Result<()> {
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {
-                anyhow::bail!("{option} has no meaning with --task {}: leave it out", self.task)
+                let task = &self.task;
+                Err(BadInput(format!("{option} has no meaning with --task {task}: leave it out"))
+                    .into())
             }
             None => Ok(()),
         }
@@ -169,12 +171,16 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             args.refuse(&args.recall.given())?;
             run_lm(args)
         }
-        None => anyhow::bail!("--task is {}, valid is lm, {}", args.task, Kind::NAMES),
+        None => {
+            let line = format!("--task is {}, valid is lm, {}", args.task, Kind::NAMES);
+            Err(BadInput(line).into())
+        }
     }
 }
 
 fn run_lm(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let data = args.data.clone().context("--data is missing: a file or folder with text")?;
+    let missing = || BadInput("--data is missing: a file or folder with text".into());
+    let data = args.data.clone().ok_or_else(missing)?;
     let (rows, row_tokens) = (args.rows.unwrap_or(4), args.row_tokens.unwrap_or(512));
     let mut task = LmOptions::new(rows, row_tokens, args.seed);
     let rate = args.fim_rate.unwrap_or(0.5);
