@@ -24,6 +24,8 @@ pub const SPECS: &[OpSpec] = &[
             Arg::float("param.out.weight", "d_model n_heads*head_dim"),
             Arg::float("param.qkv.bias", "(n_heads+2*n_kv_heads)*head_dim").optional(),
             Arg::float("param.out.bias", "d_model").optional(),
+            Arg::float("param.conv1d.weight", "(n_heads+2*n_kv_heads)*head_dim 1 width").optional(),
+            Arg::float("param.conv1d.bias", "(n_heads+2*n_kv_heads)*head_dim").optional(),
             Arg::float("param.q_norm.weight", "head_dim").optional(),
             Arg::float("param.k_norm.weight", "head_dim").optional(),
         ],
@@ -162,6 +164,10 @@ fn call_attention(args: &Args) -> Result<Vec<Option<Tensor>>> {
         softmax_scale: args.float("softmax_scale")?,
         bias: args.optional("param.qkv.bias").is_some(),
         out_bias: Some(args.optional("param.out.bias").is_some()),
+        conv_width: match args.optional("param.conv1d.weight") {
+            Some(_) => Some(last_dim(args, "param.conv1d.weight")?),
+            None => None,
+        },
         qk_norm_eps: match args.optional("param.q_norm.weight") {
             Some(_) => Some(args.float("qk_norm_eps")?.unwrap_or(1e-6)),
             None => None,

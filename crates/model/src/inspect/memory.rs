@@ -41,6 +41,9 @@ impl Memory {
                     let attention = config.attention()?;
                     let natural = config.d_model / attention.n_heads.max(1);
                     let head_dim = attention.head_dim.unwrap_or(natural);
+                    let channels = (attention.n_heads + 2 * attention.kv_heads()) * head_dim;
+                    let taps = attention.conv_width.map_or(0, |width| width - 1);
+                    memory.state_per_sequence += F32 * (channels * taps) as u64;
                     let bytes = F32 * 2 * (attention.kv_heads() * head_dim) as u64;
                     match mixer {
                         MixerKind::Window => memory.state_per_token_in_window += bytes,
