@@ -8,6 +8,7 @@
 mod decode;
 mod train;
 
+use crate::peer::Peer;
 use crate::roofline::Roofline;
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::swiglu;
@@ -17,6 +18,8 @@ use danaus_kernel::ops::softmax::softmax;
 use danaus_runtime::cuda::{self, DeviceBuffer, Gpu, Graph};
 use danaus_tensor::rng::Rng;
 use danaus_tensor::{DType, Device, Tensor, backward_with, no_grad};
+use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The suites, with what they cover.
@@ -57,17 +60,25 @@ impl Row {
     }
 }
 
-/// Runs a suite (or `all`) and hands every row to `report` as soon as it is there.
+/// Runs a suite (or `all`) and hands every row to `report` as soon as it is there. With a folder of
+/// peers' scripts, cases of `attention` are followed by those of PyTorch's back ends.
 ///
 /// # Errors
-/// When there is no such suite, the GPU cannot be used, or a case fails.
-pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result<()> {
+/// When there is no such suite, the GPU or a peer cannot be used, or a case fails.
+pub fn run(
+    device: &Device,
+    suite: &str,
+    peers: Option<&Path>,
+    mut report: impl FnMut(&Row),
+) -> Result<()> {
     if suite != "all" && !SUITES.iter().any(|(name, _)| *name == suite) {
         let names: Vec<&str> = SUITES.iter().map(|(name, _)| *name).collect();
         let valid = format!("{} or all on a GPU", names.join(", "));
         return Err(Error::UnknownSuite { given: suite.to_string(), valid });
     }
-    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0 };
+    let peer = peers.map(|folder| Peer::start(folder, "attention_torch_gpu.py", 1)).transpose()?;
+    let peer = peer.map(RefCell::new);
+    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0, peer };
     no_grad(|| {
         bench.copy(suite != "copy" && suite != "all", &mut report)?;
         if matches!(suite, "gemm" | "all") {
@@ -98,7 +109,7 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
 /// # Errors
 /// When the GPU cannot be used.
 pub fn roofline(device: &Device) -> Result<Roofline> {
-    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0 };
+    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0, peer: None };
     no_grad(|| {
         bench.copy(true, &mut |_| ())?;
         let [a, b] = [1, 2].map(|seed| bench.random(seed, &[8192, 8192], DType::BF16));
@@ -114,6 +125,7 @@ struct Bench {
     device: Device,
     /// The driver's copy, in bytes read and written a second.
     copy: f64,
+    peer: Option<RefCell<Peer>>,
 }
 
 /// Runs of a case, of which the median counts.
@@ -255,21 +267,41 @@ impl Bench {
                     let visible = (TOKENS * len * WIDTH) as f64 * if causal { 0.5 } else { 1.0 };
                     let bytes = 4.0 * q.bytes() as f64;
                     let kind = if causal { "causal" } else { "full" };
+                    let [batch, _, heads, _] = shape;
+                    let case = format!("{batch} {len} {heads} {head_dim} {kind}");
                     let what = format!("attention bf16 {shape:?} {kind}");
                     let row = self.case(what.clone(), (4.0 * visible, bytes), || {
                         Ok(no_grad(|| attention(q, k, v, &options)).map(drop)?)
                     })?;
                     report(&row);
+                    self.beside(&row, &format!("forward {case}"), report)?;
                     if head_dim > 128 {
                         continue; // the plain kernels, which are not for speed
                     }
                     let what = format!("{what}, with backward");
-                    report(&self.case(what, (14.0 * visible, 2.0 * bytes), || {
+                    let row = self.case(what, (14.0 * visible, 2.0 * bytes), || {
                         let (out, _) = attention(q, k, v, &options)?;
                         Ok(backward_with(&[(&out, &grad)]).map(drop)?)
-                    })?);
+                    })?;
+                    report(&row);
+                    self.beside(&row, &format!("both {case}"), report)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The same case by the peer's back ends, right after ours. What one cannot do is left out.
+    fn beside(&self, ours: &Row, case: &str, report: &mut impl FnMut(&Row)) -> Result<()> {
+        let Some(peer) = &self.peer else { return Ok(()) };
+        for backend in ["cudnn", "flash"] {
+            let run = |_| peer.borrow_mut().run(&format!("{backend} {case}"));
+            let Ok(mut times) = (0..3).map(run).collect::<Result<Vec<_>>>() else { continue };
+            times.sort_unstable();
+            let median_ms = times[1].as_secs_f64() * 1e3;
+            let ratio = median_ms / ours.median_ms;
+            let what = format!("  {backend}: ours is {ratio:.3} times as fast");
+            report(&Row { what, median_ms, of_ceiling: None, ..ours.clone() });
         }
         Ok(())
     }

@@ -56,7 +56,9 @@ impl Bench {
         times.sort_by(f64::total_cmp);
         let parameters = decoder.params().elem_count() as f64 / 1e6;
         report(&Row {
-            what: format!("training step, Llama {parameters:.0} M, {BATCH} x {LENGTH} tokens, bf16"),
+            what: format!(
+                "training step, Llama {parameters:.0} M, {BATCH} x {LENGTH} tokens, bf16"
+            ),
             median_ms: times[times.len() / 2],
             flops: 3.0 * decoder.flops(&batch) as f64,
             bytes: 0.0,

@@ -102,15 +102,16 @@ fn run_generate(args: &BenchArgs, roofline: Roofline) -> anyhow::Result<ExitCode
 }
 
 fn run_gpu(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    if args.peers {
-        let text = "--peers runs on the processor only; benches/peers holds the scripts for a GPU";
+    if args.peers && args.suite != "attention" {
+        let text = "--peers on a GPU runs with attention; benches/peers holds the other scripts";
         return Err(BadInput(text.to_string()).into());
     }
+    let peers = args.peers.then_some(args.peers_dir.as_path());
     let gpu = args.device.open()?.gpu()?;
     if !args.json {
         println!("{}: {}, {}", args.device, gpu.name(), gpu.arch());
     }
-    gpu::run(&args.device, &args.suite, |row| {
+    gpu::run(&args.device, &args.suite, peers, |row| {
         let print = if args.json { print_gpu_json } else { print_gpu };
         if row.what.contains(&args.filter) {
             print(row);

@@ -3,9 +3,7 @@
 
 use crate::attention::assert_near;
 use crate::{assert_same, gpu, randn};
-use danaus::kernel::ops::attention::{
-    CacheOptions, KvCache, NewKeys, Rotary, attention_kvcache,
-};
+use danaus::kernel::ops::attention::{CacheOptions, KvCache, NewKeys, Rotary, attention_kvcache};
 use danaus::kernel::ops::rotary::tables;
 use danaus::tensor::{DType, Device, Level, Tensor, with_level};
 

@@ -196,8 +196,7 @@ fn states_are_shared_saved_and_loaded() {
     state.save(&path, &identity).unwrap();
     let loaded = State::load(&path, &decoder, &identity).unwrap();
     for start in [state, loaded] {
-        let request =
-            Request { start: Some(start), completions: 3, ..request(vec![Vec::new()]) };
+        let request = Request { start: Some(start), completions: 3, ..request(vec![Vec::new()]) };
         for found in generate(&decoder, &request, |_, _| {}).unwrap() {
             assert_eq!(found.tokens, whole[0].tokens);
         }

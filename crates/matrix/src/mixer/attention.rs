@@ -19,7 +19,7 @@ use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::norm::{Affine, rms_norm};
 use danaus_kernel::ops::rotary::Positions;
-use danaus_tensor::{DType, Error, Init, Param, ParamBuilder, Result, Tensor};
+use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 

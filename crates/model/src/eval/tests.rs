@@ -3,6 +3,7 @@
 use super::*;
 use crate::decoder::Compute;
 use crate::presets;
+use danaus_tensor::Device;
 use danaus_testkit::assert_close;
 use std::path::Path;
 

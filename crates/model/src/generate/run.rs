@@ -402,11 +402,9 @@ fn greedy_choices(logits: &Tensor) -> Result<Vec<Result<Option<super::Choice>>>>
     let (surprise, _) = cross_entropy(logits, &best, options)?;
     let surprise = surprise.to_dtype(DType::F64)?.to_vec::<f64>()?;
     let choice = |(token, surprise): (i64, f64)| match surprise.is_finite() {
-        true => Ok(Some(super::Choice {
-            token: token as u32,
-            log_prob: -surprise,
-            top: Vec::new(),
-        })),
+        true => {
+            Ok(Some(super::Choice { token: token as u32, log_prob: -surprise, top: Vec::new() }))
+        }
         false => Err(Error::argument("logits", "not finite", "a model without NaN weights")),
     };
     Ok(best.to_vec::<i64>()?.into_iter().zip(surprise).map(choice).collect())
