@@ -31,6 +31,9 @@ attention_join(const Problem p, const A* __restrict__ partial, const A* __restri
                int parts, int q_len, RESULT* __restrict__ out) {
     __shared__ A weights[256];
     __shared__ A scratch[32];
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");  // started while the parts are still made
+#endif
     const i64 row = blockIdx.x;  // (batch, query, head)
     const int head = row % p.heads, query = row / p.heads % q_len;
     const i64 batch = row / p.heads / q_len, rows = (i64)p.batch * q_len * p.heads;
@@ -48,10 +51,15 @@ attention_join(const Problem p, const A* __restrict__ partial, const A* __restri
     const A scale = sum == (A)0 ? (A)0 : (A)1 / sum;
     for (int column = threadIdx.x; column < p.value_dim; column += 128) {
         A total = 0;
-        for (int part = 0; part < parts; ++part) {
-            // A part without keys weighs nothing.
-            if (weights[part] != (A)0)
-                total += weights[part] * partial[(part * rows + row) * p.value_dim + column];
+        // Sixteen at a time are on their way; a part without keys is zeros.
+        for (int part = 0; part < parts; part += 16) {
+            A x[16];
+#pragma unroll
+            for (int i = 0; i < 16; ++i)
+                x[i] = part + i < parts ? partial[((part + i) * rows + row) * p.value_dim + column] : (A)0;
+#pragma unroll
+            for (int i = 0; i < 16; ++i)
+                if (part + i < parts) total += weights[part + i] * x[i];
         }
         out[row * p.value_dim + column] = Cast<RESULT, A>::of(total * scale);
     }

@@ -225,7 +225,10 @@ mod tests {
         for base in [1, 8, 100, 396, 500] {
             for k_len in [1, 100, 4096, 131_072] {
                 let parts = parts(base, k_len, 132);
-                assert!(parts >= 1 && (parts == 1 || k_len / parts >= PART_GRAIN), "{base} {k_len}");
+                assert!(
+                    parts >= 1 && (parts == 1 || k_len / parts >= PART_GRAIN),
+                    "{base} {k_len}"
+                );
             }
         }
     }

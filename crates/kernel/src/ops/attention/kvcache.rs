@@ -223,8 +223,7 @@ impl Plan {
         let all = self.used.iter().flat_map(|&used| (0..rows).map(move |row| used + step(row)));
         let all: Vec<i64> = all.map(|position| position as i64).collect();
         let at = list(&all, &x.device())?.reshape([self.used.len(), rows])?;
-        let (cos, sin) =
-            (rotary.cos.to_device(&x.device())?, rotary.sin.to_device(&x.device())?);
+        let (cos, sin) = (rotary.cos.to_device(&x.device())?, rotary.sin.to_device(&x.device())?);
         rotate(x, (&cos, &sin), Positions::At(&at), rotary.interleaved)
     }
 

@@ -15,7 +15,8 @@ use danaus_runtime::pool::Scratch;
 use danaus_tensor::gemm::{self, Mat, MatMut, Output, Times};
 use danaus_tensor::registry::{Arg, OpSpec};
 use danaus_tensor::{
-    Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, is_recording, no_grad,
+    Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, is_recording,
+    no_grad,
 };
 
 const NAME: &str = "linear_cross_entropy";

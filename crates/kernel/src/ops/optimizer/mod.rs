@@ -183,7 +183,8 @@ impl Table {
             return Ok(None);
         }
         let blocks = i32::try_from(blocks)
-            .map_err(|_| Error::not_on_cuda(OP, "more than 2^44 elements"))? as u32;
+            .map_err(|_| Error::not_on_cuda(OP, "more than 2^44 elements"))?
+            as u32;
         let buffer = DeviceBuffer::from_host(like.gpu()?, &bytes)?;
         Ok(Some(Self { buffer, tensors, blocks }))
     }

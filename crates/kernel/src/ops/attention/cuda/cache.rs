@@ -19,9 +19,10 @@ use super::plain::{PlainProblem, blocks, check_dims, launch_forward, scores, seq
 use super::{PLAIN_PROBLEM, RowView, config, int};
 use crate::device::{MATH, TYPES};
 use crate::lists::list;
-use danaus_runtime::cuda::{Argument, Defines, Header, Launch, Source, Variant};
+use danaus_runtime::cuda::{Argument, Defines, Gpu, Header, Launch, Source, Variant};
 use danaus_tensor::cuda::{BLOCK, PHILOX, SCALAR, device_type};
 use danaus_tensor::{DType, Device, Error, Level, Result, Tensor, asked_level};
+use std::sync::Arc;
 
 const OP: &str = "attention_kvcache";
 const HEADERS: &[Header] = &[SCALAR, BLOCK, PHILOX, PLAIN_PROBLEM, TYPES, MATH];
@@ -175,6 +176,17 @@ impl<'a> Call<'a> {
         Ok((out.reshape([batch, q_len, heads, v.dims()[2]])?, lse))
     }
 
+    /// Parts of the keys, and the keys of a part.
+    fn cut(&self, base: usize, longest: usize, multiprocessors: usize) -> (usize, usize) {
+        let parts = match self.options.num_splits {
+            0 if asked_level() == Level::Invariant => 1,
+            0 => config::parts(base, longest, multiprocessors),
+            asked => asked,
+        };
+        let grain = longest.div_ceil(parts.max(1)).next_multiple_of(config::PART_GRAIN);
+        (longest.div_ceil(grain.max(1)).max(1), grain)
+    }
+
     /// Few rows, or options that only the plain kernel has.
     fn stream(&self, q: &Tensor, cache: &KvCache, units: bool) -> Result<(Tensor, Tensor)> {
         let dims = q.dims();
@@ -199,16 +211,8 @@ impl<'a> Call<'a> {
         let group = heads / k.dims()[2];
         let row_tiles = (q_len * group).div_ceil(if units { DECODE_ROWS } else { 64 });
         let gpu = q.gpu()?.clone();
-        let parts = match self.options.num_splits {
-            0 if asked_level() == Level::Invariant => 1,
-            0 => {
-                let base = row_tiles * k.dims()[2] * batch;
-                config::parts(base, longest, gpu.limits().multiprocessors as usize)
-            }
-            asked => asked,
-        };
-        let grain = longest.div_ceil(parts.max(1)).next_multiple_of(config::PART_GRAIN);
-        let parts = longest.div_ceil(grain.max(1)).max(1);
+        let base = row_tiles * k.dims()[2] * batch;
+        let (parts, grain) = self.cut(base, longest, gpu.limits().multiprocessors as usize);
         p.part_keys = if parts > 1 { int(grain)? } else { 0 };
         let (mut partial, mut partial_lse) = (None, None);
         if parts > 1 {
@@ -226,31 +230,56 @@ impl<'a> Call<'a> {
         // SAFETY: `Plan` checked every row and page against the cache; outputs are fresh and as large as
         // the parts.
         unsafe {
-            if units {
-                let defines = Defines::new().set("ELEMENT", "bf16").set("DIM", head_dim);
-                let name =
-                    if parts > 1 { "attention_decode_part" } else { "attention_decode" };
-                let launch = Launch::linear(blocks(row_tiles, &p, parts)?, DECODE_THREADS);
-                let tiles = int(row_tiles)?;
-                let arguments: [&dyn Argument; 3] = [&p, &tiles, &p.out.data];
-                gpu.kernel(&DECODE, name, &defines)?.launch(&launch, &arguments)?;
-            } else {
-                launch_forward(&gpu, &p, [q.dtype(), result], [q_len, parts])?;
+            match units {
+                true => launch_decode(&gpu, &p, [row_tiles, parts])?,
+                false => launch_forward(&gpu, &p, [q.dtype(), result], [q_len, parts])?,
             }
         }
         if let (Some(partial), Some(partial_lse)) = (&partial, &partial_lse) {
             p.lse = lse.device_address_mut()?;
-            let defines = cache_defines(device_type(OP, sum)?, device_type(OP, q.dtype())?);
-            let kernel = gpu.kernel(&CACHE, "attention_join", &defines)?;
-            let (from, from_lse) = (partial.device_address()?, partial_lse.device_address()?);
-            let (to, count, rows) = (out.device_address_mut()?, int(parts)?, int(q_len)?);
-            let launch = Launch::linear(int(batch * q_len * heads)? as u32, 128);
-            let arguments: [&dyn Argument; 6] = [&p, &from, &from_lse, &count, &rows, &to];
-            // SAFETY: parts, sums and result have the sizes that the problem states.
-            unsafe { kernel.launch(&launch, &arguments)? };
+            join(&p, [partial, partial_lse], [parts, q_len], &mut out)?;
         }
         Ok((out, lse))
     }
+}
+
+/// # Safety
+/// Every address of the problem is that of live memory of the shapes that it states.
+unsafe fn launch_decode(
+    gpu: &Arc<Gpu>,
+    p: &PlainProblem,
+    [row_tiles, parts]: [usize; 2],
+) -> Result<()> {
+    let defines = Defines::new().set("ELEMENT", "bf16").set("DIM", p.head_dim);
+    let name = if parts > 1 { "attention_decode_part" } else { "attention_decode" };
+    let launch = Launch::linear(blocks(row_tiles, p, parts)?, DECODE_THREADS);
+    let tiles = int(row_tiles)?;
+    let kernel = gpu.kernel(&DECODE, name, &defines)?;
+    // SAFETY: promised by the caller.
+    unsafe { kernel.launch(&launch, &[p, &tiles, &p.out.data]) }.map_err(Into::into)
+}
+
+/// Writes `out`, and the log-sum-exps that the problem points to, from the parts.
+fn join(
+    p: &PlainProblem,
+    [partial, partial_lse]: [&Tensor; 2],
+    [parts, q_len]: [usize; 2],
+    out: &mut Tensor,
+) -> Result<()> {
+    let defines = cache_defines(device_type(OP, partial.dtype())?, device_type(OP, out.dtype())?);
+    let gpu = partial.gpu()?.clone();
+    let kernel = gpu.kernel(&CACHE, "attention_join", &defines)?;
+    let (from, from_lse) = (partial.device_address()?, partial_lse.device_address()?);
+    let rows = out.elem_count() / p.value_dim.max(1) as usize;
+    let (to, count, queries) = (out.device_address_mut()?, int(parts)?, int(q_len)?);
+    let mut launch = Launch::linear(int(rows)? as u32, 128);
+    if gpu.arch().major() >= 9 {
+        launch = launch.dependent();
+    }
+    let arguments: [&dyn Argument; 6] = [p, &from, &from_lse, &count, &queries, &to];
+    // SAFETY: parts, sums and result have the sizes that the problem states; the kernel waits for the one
+    // that writes the parts.
+    unsafe { kernel.launch(&launch, &arguments) }.map_err(Into::into)
 }
 
 fn cache_defines(element: &str, result: &str) -> Defines {

@@ -123,8 +123,7 @@ impl Tiles {
     }
 
     fn shared_bytes(&self, (kept, squares): (usize, usize)) -> u32 {
-        let cells =
-            kept * self.side * (self.dim + 1) + squares * self.side * (self.side + 1);
+        let cells = kept * self.side * (self.dim + 1) + squares * self.side * (self.side + 1);
         (self.sum_bytes * cells) as u32
     }
 
@@ -309,8 +308,8 @@ pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor
     let q_len = longest(prepared, |sequence| sequence.q_len);
     if !prepared.covers_queries || q_len == 0 {
         *out = Tensor::zeros(out.shape(), out.dtype(), &out.device())?;
-        *lse = Tensor::full(f64::NEG_INFINITY, lse.shape(), &lse.device())?
-            .to_dtype(lse.dtype())?;
+        *lse =
+            Tensor::full(f64::NEG_INFINITY, lse.shape(), &lse.device())?.to_dtype(lse.dtype())?;
     }
     if q_len == 0 || prepared.sizes.heads == 0 {
         return Ok(());
@@ -331,8 +330,7 @@ pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<Vec<Option
     let of = |position: usize| ctx.input(position);
     // Rows outside of every sequence have no gradient.
     let fresh = |like: &Tensor| Tensor::zeros(like.shape(), like.dtype(), &like.device());
-    let mut grads =
-        [fresh(of(prepare::Q)?)?, fresh(of(prepare::K)?)?, fresh(of(prepare::V)?)?];
+    let mut grads = [fresh(of(prepare::Q)?)?, fresh(of(prepare::K)?)?, fresh(of(prepare::V)?)?];
     let mut all = vec![None; prepare::INPUTS];
     let (out, lse) = (ctx.output(0)?.detach(), ctx.output(1)?.detach());
     let grad_out = readable(&ctx.grad_or_zeros(0, &out)?)?;
