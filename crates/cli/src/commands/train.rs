@@ -133,6 +133,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         compute: Compute {
             dtype: if args.bf16 { DType::BF16 } else { DType::F32 },
             recompute: args.recompute,
+            ..Compute::default()
         },
         not_utf8: Some(args.not_utf8.into()),
         start: if args.resume { Start::Resume } else { Start::New },
