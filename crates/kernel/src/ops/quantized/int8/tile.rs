@@ -43,7 +43,7 @@ pub(super) unsafe fn multiply<L: Lanes, F: Codes>(l: L, task: Rows) {
     let row_bytes = x.cols / F::KIND.block_len() * F::KIND.block_bytes();
     assert!(x.cols.is_multiple_of(F::KIND.block_len()), "whole blocks");
     assert!(rows.is_multiple_of(L::ROWS) && blocks.len() == rows * row_bytes, "rows of blocks");
-    assert!(rows <= stride && sums.len() >= x.count * stride, "sums");
+    assert!(rows <= stride && sums.len() + stride >= x.count * stride + rows, "sums");
     let panel_of = |first: usize| blocks[first * row_bytes..].as_ptr();
     // SAFETY: the lengths were checked, and tiles write rows of `sums` that exist.
     unsafe {
