@@ -109,7 +109,7 @@ impl TrainArgs {
     /// How the model computes.
     pub fn compute(&self) -> Compute {
         let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
-        Compute { dtype, recompute: self.recompute }
+        Compute { dtype, recompute: self.recompute, ..Compute::default() }
     }
 
     /// New, or from a checkpoint.
