@@ -236,6 +236,7 @@ pub struct ParamBuilder {
     prefix: String,
     as_stored: bool,
     matrices: Option<DType>,
+    round_inputs: bool,
     made: Arc<Mutex<Vec<Param>>>,
 }
 
@@ -263,7 +264,8 @@ impl ParamBuilder {
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
         let (prefix, made) = (String::new(), Arc::default());
-        Self { source, dtype, device, prefix, as_stored: false, matrices: None, made }
+        let (as_stored, round_inputs, matrices) = (false, false, None);
+        Self { source, dtype, device, prefix, as_stored, round_inputs, matrices, made }
     }
 
     /// Lets weight matrices stay in the element type, and in the memory (such as a mapped file), that
@@ -275,6 +277,16 @@ impl ParamBuilder {
     /// Puts loaded weight matrices of floats into another element type than the rest. For inference.
     pub fn matrices_as(self, dtype: DType) -> Self {
         Self { matrices: Some(dtype), ..self }
+    }
+
+    /// Asks matrices of quantised blocks to round what they multiply to eight bits, where they can.
+    pub fn with_round_inputs(self, round_inputs: bool) -> Self {
+        Self { round_inputs, ..self }
+    }
+
+    /// Whether quantised matrices are to round what they multiply.
+    pub fn round_inputs(&self) -> bool {
+        self.round_inputs
     }
 
     /// Element type of the parameters.

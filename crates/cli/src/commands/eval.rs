@@ -47,24 +47,15 @@ pub struct PplArgs {
     /// Files that are not UTF-8: refuse (with the offset), skip, or bytes
     #[arg(long, default_value = "refuse")]
     not_utf8: NotUtf8Option,
-    /// Type of activations: f32 or bf16
+    /// Arithmetic: f32 or bf16; int8: f32, rounded to eight bits before products with quantised weights
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    compute: DType,
+    compute: Compute,
     /// Where to compute: cpu, or cuda:N for a GPU
     #[arg(long, default_value_t = Device::Cpu)]
     device: Device,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// How the model computes, on a device that is there.
-fn compute(dtype: DType, device: Device) -> anyhow::Result<Compute> {
-    if !matches!(dtype, DType::F32 | DType::F64 | DType::BF16) {
-        let line = format!("--dtype is {dtype}, valid is f32, f64, bf16");
-        return Err(BadInput(line).into());
-    }
-    Ok(Compute { device: device.open()?, ..Compute::new(dtype) })
 }
 
 #[derive(Args)]
@@ -92,7 +83,8 @@ pub struct LogitsArgs {
 pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
     match command {
         EvalCommand::Ppl(args) => {
-            let model = Model::load(&args.model, compute(args.compute, args.device)?)?;
+            let compute = Compute { device: args.device.open()?, ..args.compute };
+            let model = Model::load(&args.model, compute)?;
             let most = model.decoder.config().max_positions;
             let window = args.window.unwrap_or(most.min(512));
             let windows = Windows { window, stride: args.stride.unwrap_or(window / 2) };
@@ -119,7 +111,12 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
             }
         }
         EvalCommand::Logits(args) => {
-            let model = Model::load(&args.model, compute(args.dtype, args.device)?)?;
+            if !matches!(args.dtype, DType::F32 | DType::F64 | DType::BF16) {
+                let line = format!("--dtype is {}, valid is f32, f64, bf16", args.dtype);
+                return Err(BadInput(line).into());
+            }
+            let compute = Compute { device: args.device.open()?, ..Compute::new(args.dtype) };
+            let model = Model::load(&args.model, compute)?;
             let file = TensorFile::open(&args.input_ids)?;
             let mask = file.info("attention_mask").map(|_| file.tensor("attention_mask"));
             let ids = file.tensor("input_ids")?;

@@ -112,7 +112,8 @@ impl TrainArgs {
     /// How the model computes.
     pub fn compute(&self) -> Compute {
         let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
-        Compute { dtype, recompute: self.recompute, device: self.device }
+        let (recompute, device) = (self.recompute, self.device);
+        Compute { recompute, device, ..Compute::new(dtype) }
     }
 
     /// New, or from a checkpoint.
