@@ -298,6 +298,20 @@ impl Decoder {
     }
 }
 
+/// Refuses to round activations where no product would.
+fn check_activations(params: &ParamSet, compute: Compute) -> Result<()> {
+    let integer = |name: &str| INTEGER.iter().any(|kind| name.ends_with(&format!(".{kind}")));
+    let f64 = compute.dtype == DType::F64;
+    if compute.activations == Activations::Int8
+        && (f64 || !params.iter().any(|param| integer(param.name())))
+    {
+        let names = INTEGER.map(|kind| kind.name()).join(", ");
+        let valid = format!("f32 or bf16; int8 needs f32 activations and weights of {names}");
+        return Err(Error::argument("compute", "int8", valid));
+    }
+    Ok(())
+}
+
 /// Memory that is free on a device, in bytes; `None` where the system does not say.
 ///
 /// # Errors
@@ -314,20 +328,6 @@ pub fn available_memory(device: &Device) -> Result<Option<u64>> {
             Some(free + statistics.reserved.saturating_sub(statistics.live))
         }
     })
-}
-
-/// Refuses to round activations where no product would.
-fn check_activations(params: &ParamSet, compute: Compute) -> Result<()> {
-    let integer = |name: &str| INTEGER.iter().any(|kind| name.ends_with(&format!(".{kind}")));
-    let f64 = compute.dtype == DType::F64;
-    if compute.activations == Activations::Int8
-        && (f64 || !params.iter().any(|param| integer(param.name())))
-    {
-        let names = INTEGER.map(|kind| kind.name()).join(", ");
-        let valid = format!("f32 or bf16; int8 needs f32 activations and weights of {names}");
-        return Err(Error::argument("compute", "int8", valid));
-    }
-    Ok(())
 }
 
 /// Rows that ids choose. New ones are normal; loaded ones may be quantised blocks.

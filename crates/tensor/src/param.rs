@@ -235,8 +235,8 @@ pub struct ParamBuilder {
     device: Device,
     prefix: String,
     as_stored: bool,
-    matrices: Option<DType>,
     round_inputs: bool,
+    matrices: Option<DType>,
     made: Arc<Mutex<Vec<Param>>>,
 }
 
@@ -274,11 +274,6 @@ impl ParamBuilder {
         Self { as_stored: true, ..self }
     }
 
-    /// Puts loaded weight matrices of floats into another element type than the rest. For inference.
-    pub fn matrices_as(self, dtype: DType) -> Self {
-        Self { matrices: Some(dtype), ..self }
-    }
-
     /// Asks matrices of quantised blocks to round what they multiply to eight bits, where they can.
     pub fn with_round_inputs(self, round_inputs: bool) -> Self {
         Self { round_inputs, ..self }
@@ -287,6 +282,11 @@ impl ParamBuilder {
     /// Whether quantised matrices are to round what they multiply.
     pub fn round_inputs(&self) -> bool {
         self.round_inputs
+    }
+
+    /// Puts loaded weight matrices of floats into another element type than the rest. For inference.
+    pub fn matrices_as(self, dtype: DType) -> Self {
+        Self { matrices: Some(dtype), ..self }
     }
 
     /// Element type of the parameters.

@@ -28,7 +28,7 @@ fn shape() -> Config {
             ..AttentionConfig::default()
         }),
         mlp: MlpConfig::Gated { d_ff: 2816, activation: "silu".into(), bias: false },
-        ..Config::bare(VOCABULARY, 1024, &"A".repeat(24))
+        ..Config::bare(VOCABULARY, 1024, "A".repeat(24))
     }
 }
 

@@ -58,6 +58,15 @@ pub struct PplArgs {
     json: bool,
 }
 
+/// How the model computes, on a device that is there.
+fn compute(dtype: DType, device: Device) -> anyhow::Result<Compute> {
+    if !matches!(dtype, DType::F32 | DType::F64 | DType::BF16) {
+        let line = format!("--dtype is {dtype}, valid is f32, f64, bf16");
+        return Err(BadInput(line).into());
+    }
+    Ok(Compute { device: device.open()?, ..Compute::new(dtype) })
+}
+
 #[derive(Args)]
 pub struct LogitsArgs {
     /// Model folder
@@ -111,12 +120,7 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
             }
         }
         EvalCommand::Logits(args) => {
-            if !matches!(args.dtype, DType::F32 | DType::F64 | DType::BF16) {
-                let line = format!("--dtype is {}, valid is f32, f64, bf16", args.dtype);
-                return Err(BadInput(line).into());
-            }
-            let compute = Compute { device: args.device.open()?, ..Compute::new(args.dtype) };
-            let model = Model::load(&args.model, compute)?;
+            let model = Model::load(&args.model, compute(args.dtype, args.device)?)?;
             let file = TensorFile::open(&args.input_ids)?;
             let mask = file.info("attention_mask").map(|_| file.tensor("attention_mask"));
             let ids = file.tensor("input_ids")?;

@@ -112,8 +112,7 @@ impl TrainArgs {
     /// How the model computes.
     pub fn compute(&self) -> Compute {
         let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
-        let (recompute, device) = (self.recompute, self.device);
-        Compute { recompute, device, ..Compute::new(dtype) }
+        Compute { recompute: self.recompute, device: self.device, ..Compute::new(dtype) }
     }
 
     /// New, or from a checkpoint.

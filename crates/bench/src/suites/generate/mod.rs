@@ -36,7 +36,7 @@ const STEPS: usize = 24;
 pub struct GenerateCase {
     /// Whose speed.
     pub subject: Subject,
-    /// Types of activations and caches.
+    /// Types of activations and caches, and where it runs.
     pub compute: Compute,
     /// Sequences at a time.
     pub batch: usize,
