@@ -46,12 +46,19 @@ DEVICE void load_eight(float (&x)[8], const QuantizeParams& params, int row, int
     }
 }
 
-// One row over kHeadDim / 8 neighbouring lanes; all lanes must call it.
+// Signs of 8 neighbours, times 1 / sqrt(head dim).
 template <int kHeadDim>
-DEVICE void rotate(float (&x)[8], const float* signs, int column) {
+DEVICE void load_signs(float (&signs)[8], const float* from) {
     constexpr float kNorm = kHeadDim == 64 ? 0.125f : kHeadDim == 128 ? 0.08838834764831845f : 0.0625f;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] *= signs[column + i] * kNorm;
+    for (int i = 0; i < 8; ++i) signs[i] = from[i] * kNorm;
+}
+
+// One row over kHeadDim / 8 neighbouring lanes; all lanes must call it.
+template <int kHeadDim>
+DEVICE void rotate(float (&x)[8], const float (&signs)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] *= signs[i];
 #pragma unroll
     for (int distance = 1; distance < 8; distance *= 2) {
 #pragma unroll
@@ -88,12 +95,13 @@ DEVICE void quantize_rows(const QuantizeParams& params) {
     constexpr int kLanes = kHeadDim / 8, kPasses = ceil_div(kRows * kLanes, kQuantizeThreads);
     const i64 head = static_cast<i64>(blockIdx.z) * params.heads + blockIdx.y;
     const int column = 8 * (threadIdx.x % kLanes);
-    float x[kPasses][8], largest = 0.f;
+    float x[kPasses][8], signs[8], largest = 0.f;
+    if (params.signs) load_signs<kHeadDim>(signs, params.signs + column);
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
         const int row = (pass * kQuantizeThreads + threadIdx.x) / kLanes;
         load_eight<Element>(x[pass], params, row < kRows ? blockIdx.x * kRows + row : params.rows, column);
-        if (params.signs) rotate<kHeadDim>(x[pass], params.signs, column);
+        if (params.signs) rotate<kHeadDim>(x[pass], signs);
 #pragma unroll
         for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[pass][i]));
     }
@@ -116,23 +124,29 @@ DEVICE void quantize_rows(const QuantizeParams& params) {
     }
 }
 
-// A transposed tile: v. A thread takes 8 columns of the four rows that stand side by side when permuted.
+// A transposed tile: v. A thread takes two columns of 16 rows, which are 16 bytes of two rows of codes.
 template <class Element, int kHeadDim, int kRows, bool kMeasure>
 DEVICE void quantize_columns(const QuantizeParams& params) {
     using Tile = wgmma::ByteRows<kHeadDim, kRows>;
-    constexpr int kLanes = kHeadDim / 8, kTasks = kRows / 4 * kLanes, kPasses = ceil_div(kTasks, kQuantizeThreads);
+    constexpr int kLanes = kHeadDim / 2, kPasses = ceil_div(kRows / 16 * kLanes, kQuantizeThreads);
     const i64 head = static_cast<i64>(blockIdx.z) * params.heads + blockIdx.y;
-    const int column = 8 * (threadIdx.x % kLanes);
-    float x[kPasses][4][8], largest = 0.f;
+    const int column = 2 * (threadIdx.x % kLanes);
+    const Rows& source = params.source;
+    const u16* start = static_cast<const u16*>(source.data) + blockIdx.z * source.batch_stride + blockIdx.y * source.head_stride + column;
+    u32 x[kPasses][16];  // pairs
+    float largest = 0.f;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-        const int word = (pass * kQuantizeThreads + threadIdx.x) / kLanes;
+        const int group = (pass * kQuantizeThreads + threadIdx.x) / kLanes;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const int row = 16 * (word / 4) + permuted(4 * (word % 4) + k);
-            load_eight<Element>(x[pass][k], params, word < kRows / 4 ? blockIdx.x * kRows + row : params.rows, column);
+        for (int at = 0; at < 16; ++at) {
+            const int row = blockIdx.x * kRows + 16 * group + permuted(at);
+            const bool exists = group < kRows / 16 && row < params.rows;
+            x[pass][at] = exists ? *reinterpret_cast<const u32*>(start + row * source.row_stride) : 0;
+        }
 #pragma unroll
-            for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[pass][k][i]));
+        for (int at = 0; at < 16; ++at) {
+            largest = fmaxf(largest, fmaxf(fabsf(Element::low(x[pass][at])), fabsf(Element::high(x[pass][at]))));
         }
     }
     largest = block_largest(largest);
@@ -143,12 +157,17 @@ DEVICE void quantize_columns(const QuantizeParams& params) {
         u8* tile = params.codes + (head * params.tiles + blockIdx.x) * Tile::kTileBytes;
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) {
-            const int word = (pass * kQuantizeThreads + threadIdx.x) / kLanes;
-            if (word >= kRows / 4) break;
+            const int group = (pass * kQuantizeThreads + threadIdx.x) / kLanes;
+            if (group >= kRows / 16) break;
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                *reinterpret_cast<u32*>(tile + Tile::place(column + i, 4 * word)) =
-                    pack_e4m3(x[pass][0][i] * inverse, x[pass][1][i] * inverse, x[pass][2][i] * inverse, x[pass][3][i] * inverse);
+            for (int half = 0; half < 2; ++half) {
+                u32 words[4];
+#pragma unroll
+                for (int w = 0; w < 4; ++w) {
+                    const auto value = [&](int at) { return inverse * (half ? Element::high(x[pass][at]) : Element::low(x[pass][at])); };
+                    words[w] = pack_e4m3(value(4 * w), value(4 * w + 1), value(4 * w + 2), value(4 * w + 3));
+                }
+                *reinterpret_cast<uint4*>(tile + Tile::place(column + half, 16 * group)) = uint4{words[0], words[1], words[2], words[3]};
             }
         }
     }
