@@ -8,6 +8,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod norm;
+pub mod optimizer;
 pub mod quantized;
 pub mod rms_norm_gated;
 pub mod rotary;
@@ -23,6 +24,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
         norm::cuda::variants(),
+        optimizer::variants(),
         rms_norm_gated::cuda::variants(),
         rotary::cuda::variants(),
         softmax::cuda::variants(),

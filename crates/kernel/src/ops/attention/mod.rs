@@ -20,8 +20,9 @@
 //! query heads of a key head are neighbouring rows, so grouped heads share every loaded key. Results
 //! have the same bits at any thread count.
 //!
-//! On Hopper GPUs (`cuda.rs`) the same contract holds for bf16, f16 and the options that are named there;
-//! the others are errors. Products in eight bits are in `fp8/`.
+//! On GPUs (`cuda.rs`) the same contract holds, for head dims up to 256. Hopper kernels serve what language
+//! models use; plain ones everything else. Products in eight
+//! bits are in `fp8/`.
 //!
 //! Not here: dropout and other options in the cache form ([`attention_kvcache`]), biases other than
 //! ALiBi.

@@ -3,7 +3,7 @@
 use super::{LanguageModelling, LmData, LmOptions};
 use crate::guard;
 use crate::progress::{Observer, Summary};
-use crate::report::{self, Report, ResultRow};
+use crate::report::{self, Measure, Report, ResultRow};
 use crate::task::{MemoryTerm, Sample, Task};
 use crate::trainer::{self, Start, Trainer};
 use crate::{Error, Result, TrainConfig};
@@ -105,6 +105,7 @@ type Documents = Vec<Vec<u8>>;
 /// When there is no data, the folder cannot be written, or training fails.
 pub fn run(request: &LmRun, watcher: &mut dyn Watcher, stop: &AtomicBool) -> Result<Outcome> {
     // What can be refused at once is refused before minutes go into reading data.
+    request.compute.device.open()?;
     request.config.validate()?;
     model_config(&request.model, 0)?;
     trainer::check_folder(&request.out, request.start)?;
@@ -228,7 +229,7 @@ fn check_sizes(config: &Config, request: &LmRun) -> Result<()> {
     let terms = config.training_bytes(tokens, request.compute.recompute)?;
     let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
     let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
-    guard::check_memory(&terms, guard::available_memory())
+    guard::check_memory(&terms, guard::available_memory(&request.compute.device)?)
 }
 
 fn finish(
@@ -244,11 +245,7 @@ fn finish(
     let trigram = ByteTrigram::train(training).bits_per_byte(held_out);
     let gzip = gzip(held_out);
     let samples = task.samples()?;
-    let row = |name: &str, bits_per_byte, is_ours| ResultRow {
-        name: name.to_string(),
-        bits_per_byte,
-        is_ours,
-    };
+    let row = |name: &str, value, is_ours| ResultRow { name: name.to_string(), value, is_ours };
     let report = Report {
         title: request.title.clone(),
         summary: format!(
@@ -259,6 +256,7 @@ fn finish(
             summary.seconds,
             summary.tokens as f64 / 1e6
         ),
+        measure: Measure::BitsPerByte,
         results: vec![
             row("this model", bits_per_byte, true),
             row("gzip -9, file by file", gzip, false),
@@ -291,6 +289,7 @@ fn settings(request: &LmRun, task: &LanguageModelling<Decoder>) -> Vec<(String, 
         row("schedule", schedule),
         row("micro-batches", request.config.micro_batches.to_string()),
         row("arithmetic", dtype),
+        row("device", request.compute.device.to_string()),
         row("seed", request.config.seed.to_string()),
     ];
     rows.extend(report::machine());

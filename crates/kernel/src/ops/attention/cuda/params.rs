@@ -75,6 +75,8 @@ pub struct WideParams {
     pub query_schedule: Schedule,
 }
 
+// SAFETY: plain fields in the order of the kernel's struct.
+unsafe impl Argument for Rows {}
 // SAFETY: plain fields in the order of the kernel's struct; the padding after `Schedule::section` is
 // that of the C++ struct and never read.
 unsafe impl Argument for ForwardParams {}
