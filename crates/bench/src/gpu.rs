@@ -12,7 +12,7 @@ use crate::peer::Peer;
 use crate::roofline::Roofline;
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::swiglu;
-use danaus_kernel::ops::attention::{AttentionOptions, attention};
+use danaus_kernel::ops::attention::{AttentionOptions, Fp8, attention};
 use danaus_kernel::ops::norm::{Affine, rms_norm};
 use danaus_kernel::ops::softmax::softmax;
 use danaus_runtime::cuda::{self, DeviceBuffer, Gpu, Graph};
@@ -251,40 +251,61 @@ impl Bench {
 const TOKENS: usize = 16_384;
 const WIDTH: usize = 2048;
 
+/// Head dimension, causality and length; at head dim 192 the width is that of whole heads.
+fn attention_cases() -> impl Iterator<Item = (usize, bool, usize)> {
+    let kinds = [false, true].into_iter().flat_map(|c| [1024, 4096, 16_384].map(|len| (c, len)));
+    let kinds: Vec<_> = kinds.collect();
+    [64, 128, 192, 256].into_iter().flat_map(move |head_dim| {
+        kinds.clone().into_iter().map(move |(causal, len)| (head_dim, causal, len))
+    })
+}
+
 impl Bench {
     /// Operations count two products over the visible scores, five more with the backward pass; causal
-    /// is half.
+    /// is half. Eight bits: with quantising, without rotation; of the ceiling of 16-bit products.
     fn attention(&self, report: &mut impl FnMut(&Row)) -> Result<()> {
-        for head_dim in [64, 128, 256] {
-            for causal in [false, true] {
-                for len in [1024, 4096, 16_384] {
-                    let shape = [TOKENS / len, len, WIDTH / head_dim, head_dim];
-                    let [q, k, v] = [1, 2, 3].map(|seed| self.random(seed, &shape, DType::BF16));
-                    let leaves = [q?.tracked(), k?.tracked(), v?.tracked()];
-                    let grad = self.random(4, &shape, DType::BF16)?;
-                    let options = AttentionOptions { causal, ..AttentionOptions::default() };
-                    let [q, k, v] = &leaves;
-                    let visible = (TOKENS * len * WIDTH) as f64 * if causal { 0.5 } else { 1.0 };
-                    let bytes = 4.0 * q.bytes() as f64;
-                    let kind = if causal { "causal" } else { "full" };
-                    let [batch, _, heads, _] = shape;
-                    let case = format!("{batch} {len} {heads} {head_dim} {kind}");
-                    let what = format!("attention bf16 {shape:?} {kind}");
-                    let row = self.case(what.clone(), (4.0 * visible, bytes), || {
-                        Ok(no_grad(|| attention(q, k, v, &options)).map(drop)?)
-                    })?;
-                    report(&row);
+        for (head_dim, causal, len) in attention_cases() {
+            let shape = [TOKENS / len, len, WIDTH / head_dim, head_dim];
+            let kind = if causal { "causal" } else { "full" };
+            let visible =
+                (TOKENS * len * shape[2] * head_dim) as f64 * if causal { 0.5 } else { 1.0 };
+            for dtype in [DType::BF16, DType::F16] {
+                if dtype == DType::F16 && len != 4096 {
+                    continue;
+                }
+                let [q, k, v] = [1, 2, 3].map(|seed| self.random(seed, &shape, dtype));
+                let leaves = [q?.tracked(), k?.tracked(), v?.tracked()];
+                let grad = self.random(4, &shape, dtype)?;
+                let options = AttentionOptions { causal, ..AttentionOptions::default() };
+                let [q, k, v] = &leaves;
+                let bytes = 4.0 * q.bytes() as f64;
+                let [batch, _, heads, _] = shape;
+                let case = format!("{batch} {len} {heads} {head_dim} {kind}");
+                let peers = dtype == DType::BF16;
+                let what = format!("attention {dtype} {shape:?} {kind}");
+                let row = self.case(what.clone(), (4.0 * visible, bytes), || {
+                    Ok(no_grad(|| attention(q, k, v, &options)).map(drop)?)
+                })?;
+                report(&row);
+                if peers {
                     self.beside(&row, &format!("forward {case}"), report)?;
-                    if head_dim > 128 {
-                        continue; // the plain kernels, which are not for speed
-                    }
-                    let what = format!("{what}, with backward");
-                    let row = self.case(what, (14.0 * visible, 2.0 * bytes), || {
-                        let (out, _) = attention(q, k, v, &options)?;
-                        Ok(backward_with(&[(&out, &grad)]).map(drop)?)
-                    })?;
-                    report(&row);
+                }
+                let what = format!("{what}, with backward");
+                let row = self.case(what, (14.0 * visible, 2.0 * bytes), || {
+                    let (out, _) = attention(q, k, v, &options)?;
+                    Ok(backward_with(&[(&out, &grad)]).map(drop)?)
+                })?;
+                report(&row);
+                if peers {
                     self.beside(&row, &format!("both {case}"), report)?;
+                }
+                if peers && head_dim != 192 {
+                    let fp8 = Some(Fp8::default());
+                    let eight = AttentionOptions { causal, fp8, ..AttentionOptions::default() };
+                    let what = format!("attention e4m3 {shape:?} {kind}");
+                    report(&self.case(what, (4.0 * visible, bytes), || {
+                        Ok(no_grad(|| attention(q, k, v, &eight)).map(drop)?)
+                    })?);
                 }
             }
         }

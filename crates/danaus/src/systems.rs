@@ -75,7 +75,7 @@ pub const SYSTEMS: [System; 39] = [
         "FlashAttention-3",
         "kernel/ops/attention",
         "danaus bench attention --device cuda",
-        "warp-specialised bf16 kernels for Hopper, forward and deterministic backward; FP8 and f16 planned",
+        "warp-specialised bf16, f16 and FP8 kernels for Hopper, deterministic backward to head dim 256; modifiers planned",
     ),
     planned(4, "Scatterbrain", "matrix"),
     planned(5, "Pixelated Butterfly", "matrix"),

@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod attention;
 mod bench;
 mod chat;
 mod convert;
@@ -44,6 +45,9 @@ pub enum Command {
     /// List operators, or run one on tensors from a file
     #[command(subcommand, after_help = "Example: danaus op list attention")]
     Op(op::OpCommand),
+    /// Study attention: errors of its eight-bit form
+    #[command(subcommand)]
+    Attention(attention::AttentionCommand),
     /// Measure speed against the roofline and named peers
     Bench(bench::BenchArgs),
     /// Compile GPU kernels ahead of time
@@ -69,6 +73,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
+        Command::Attention(command) => attention::run(&command),
         Command::Bench(args) => bench::run(&args),
         Command::Kernels(command) => kernels::run(&command),
         Command::Devices => devices::run(),

@@ -10,11 +10,13 @@
 //! | `backward_order.cuh` | who adds to dq in turn |
 //! | `backward_pipeline.cuh`, `backward.cuh`, `backward_epilogue.cuh` | producer and writers, consumers, dk and dv |
 //! | `backward_rows.cuh` | query rows before and after |
-//! | `forward_entry.cuh`, `backward_entry.cuh` | entry points of one configuration |
+//! | `backward_wide_pipeline.cuh`, `backward_wide.cuh`, `wide.rs` | head dims beyond 128: one kernel for dk and dv, one for dq |
+//! | `fp8_*.cuh`, `fp8.rs` | eight-bit operands, forward |
+//! | `forward_entry.cuh`, `backward_entry.cuh`, `backward_wide_entry.cuh` | entry points of one configuration |
 //! | `plain*.cuh`, `plain.rs` | every option on any chip, without matrix units |
 //! | `decode.cuh`, `cache.cuh`, `cache.rs` | few rows against a cache: append, parts, join |
 //!
-//! The Hopper kernels serve bf16, equal head dims of 64, 128 and 256 (backward 64 and 128), grouped heads,
+//! The Hopper kernels serve bf16 and f16, equal head dims of 64, 128, 192 and 256, grouped heads,
 //! causality, windows, softcap, packed sequences, gradients of out and lse; the plain kernels everything
 //! else, with head dims up to 256. Same inputs give the same bits: nothing is added in an order that
 //! depends on timing.
@@ -48,6 +50,9 @@
 //! * Orders of dq in which a tile waits for tiles that start later (a rotation around the row blocks,
 //!   alternating directions) were no faster than starting order, and could wait forever when the device
 //!   is shared.
+//! * Rounding products of eight-bit codes on the matrix units keeps about 14 bits of a sum: log-sum-exps of
+//!   FP8 attention differ from f64 by up to 0.1 where scores reach hundreds, outputs by 1e-4 in cosine.
+//! * Head dims beyond 128: see `config.rs` for tries; the two kernels run at 680 and 780 TFLOP/s.
 
 use super::config::{self, Shape};
 use super::prepare::{self, Prepared, readable};
@@ -75,8 +80,10 @@ const PLAIN_PROBLEM: Header = header!("plain_problem.cuh");
 const PLAIN_TILES: Header = header!("plain_tiles.cuh");
 
 pub(super) mod cache;
+pub(super) mod fp8;
 mod params;
 mod plain;
+mod wide;
 
 const HEADERS: &[Header] = &[
     TYPES,
@@ -116,6 +123,7 @@ const FAR: usize = 1 << 29;
 struct Call<'a> {
     problem: &'a Problem<'a>,
     shape: Shape,
+    dtype: DType,
     packed: bool,
     batch: usize,
     /// Rows of q: of a sequence, or of all packed ones.
@@ -149,8 +157,9 @@ impl<'a> Call<'a> {
             ]),
             false => None,
         };
-        let batch = problem.sequences.len();
-        Ok(Self { problem, shape, packed: sizes.packed, batch, q_rows: sizes.q_rows, bounds })
+        let (dtype, batch) = (q.dtype(), problem.sequences.len());
+        let (packed, q_rows) = (sizes.packed, sizes.q_rows);
+        Ok(Self { problem, shape, dtype, packed, batch, q_rows, bounds })
     }
 
     /// Whether no query or no key exists.
@@ -180,35 +189,52 @@ impl<'a> Call<'a> {
 
     fn defines(&self, [block_m, block_n]: [usize; 2]) -> Defines {
         let features = [self.packed, self.problem.softcap.is_some()];
-        defines(&self.shape, [block_m, block_n], features)
+        defines(self.dtype, &self.shape, [block_m, block_n], features)
     }
 
-    /// Queries of q or out, keys of k or v, as tiles of `rows`.
     fn map(&self, tensor: &Tensor, rows: usize) -> Result<TensorMap> {
-        let view = RowView::of(tensor)?;
-        let head_dim = self.shape.head_dim as u64;
-        let bytes = |stride: i64| 2 * stride as u64;
-        let spec = TensorMapSpec {
-            address: view.rows.data,
-            dtype: MapType::Bf16,
-            dims: &[64, view.len, head_dim / 64, view.heads, view.batch],
-            strides: &[
-                bytes(view.rows.row_stride),
-                128,
-                bytes(view.rows.head_stride),
-                bytes(view.rows.batch_stride),
-            ],
-            box_dims: &[64, rows as u32, (head_dim / 64) as u32, 1, 1],
-            swizzle: Swizzle::B128,
-        };
-        Ok(spec.encode()?)
+        row_map(tensor, self.shape.head_dim, rows)
     }
 }
 
-fn defines(shape: &Shape, [block_m, block_n]: [usize; 2], [packed, softcap]: [bool; 2]) -> Defines {
+/// Queries of q or out, keys of k or v, as tiles of `rows`.
+fn row_map(tensor: &Tensor, head_dim: usize, rows: usize) -> Result<TensorMap> {
+    let (view, head_dim) = (RowView::of(tensor)?, head_dim as u64);
+    let bytes = |stride: i64| 2 * stride as u64;
+    let spec = TensorMapSpec {
+        address: view.rows.data,
+        dtype: if tensor.dtype() == DType::F16 { MapType::F16 } else { MapType::Bf16 },
+        dims: &[64, view.len, head_dim / 64, view.heads, view.batch],
+        strides: &[
+            bytes(view.rows.row_stride),
+            128,
+            bytes(view.rows.head_stride),
+            bytes(view.rows.batch_stride),
+        ],
+        box_dims: &[64, rows as u32, (head_dim / 64) as u32, 1, 1],
+        swizzle: Swizzle::B128,
+    };
+    Ok(spec.encode()?)
+}
+
+/// Name of an element type of the matrix units.
+fn element(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::BF16 => Some("Bf16"),
+        DType::F16 => Some("F16"),
+        _ => None,
+    }
+}
+
+fn defines(
+    dtype: DType,
+    shape: &Shape,
+    [block_m, block_n]: [usize; 2],
+    [packed, softcap]: [bool; 2],
+) -> Defines {
     let right = shape.window.right.is_some_and(|right| right > 0);
     Defines::new()
-        .set("ELEMENT", "Bf16")
+        .set("ELEMENT", element(dtype).unwrap_or_default())
         .set("HEAD_DIM", shape.head_dim)
         .set("BLOCK_M", block_m)
         .set("BLOCK_N", block_n)
@@ -219,8 +245,13 @@ fn defines(shape: &Shape, [block_m, block_n]: [usize; 2], [packed, softcap]: [bo
         .set("PACKED", packed)
 }
 
-fn forward_defines(shape: &Shape, tiles: &config::Forward, features: [bool; 2]) -> Defines {
-    defines(shape, [tiles.block_m, tiles.block_n], features)
+fn forward_defines(
+    dtype: DType,
+    shape: &Shape,
+    tiles: &config::Forward,
+    features: [bool; 2],
+) -> Defines {
+    defines(dtype, shape, [tiles.block_m, tiles.block_n], features)
         .set("STAGES", tiles.stages)
         .set("OUT_OVER_QUERY", tiles.out_over_query)
 }
@@ -230,17 +261,16 @@ fn int(size: usize) -> Result<i32> {
 }
 
 /// Whether the Hopper kernels do what is asked for; the plain ones do everything else.
-fn is_hopper(prepared: &Prepared, q: &Tensor, gradient: bool) -> Result<bool> {
+fn is_hopper(prepared: &Prepared, q: &Tensor) -> Result<bool> {
     let sizes = &prepared.sizes;
-    let dims: &[usize] = if gradient { &[64, 128] } else { &[64, 128, 256] };
     let positive = prepared.attributes.softmax_scale.is_none_or(|scale| scale > 0.0);
     let plain = prepared.has_masks()
         || prepared.has_biases
         || prepared.uses_lengths
         || prepared.attributes.p_drop > 0.0;
     Ok(q.gpu()?.arch().number() == 90
-        && q.dtype() == DType::BF16
-        && dims.contains(&sizes.head_dim)
+        && element(q.dtype()).is_some()
+        && [64, 128, 192, 256].contains(&sizes.head_dim)
         && sizes.value_dim == sizes.head_dim
         && positive
         && !plain)
@@ -294,7 +324,7 @@ fn aligned(tensor: &Tensor) -> Result<Tensor> {
 /// Writes out and lse.
 pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
     let given = inputs[prepare::Q].ok_or_else(|| Error::internal("attention without q"))?;
-    if !is_hopper(prepared, given, false)? {
+    if !is_hopper(prepared, given)? {
         return plain::forward(prepared, inputs, outputs);
     }
     let [q, k, v] = operands(|position| inputs[position])?;
@@ -330,8 +360,8 @@ pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor
         call.map(out, 64)?,
     ];
     let features = [call.packed, problem.softcap.is_some()];
-    let kernel =
-        gpu.kernel(&FORWARD, "attention_forward", &forward_defines(&call.shape, &tiles, features))?;
+    let defines = forward_defines(call.dtype, &call.shape, &tiles, features);
+    let kernel = gpu.kernel(&FORWARD, "attention_forward", &defines)?;
     let blocks = gpu.limits().multiprocessors.min(int(all)? as u32);
     let launch =
         Launch::linear(blocks, tiles.threads()).shared(tiles.shared_bytes(call.shape.head_dim));
@@ -375,7 +405,7 @@ struct Workspace {
 
 /// Gradients in the places of their inputs.
 pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<Vec<Option<Tensor>>> {
-    if !is_hopper(prepared, ctx.input(prepare::Q)?, true)? {
+    if !is_hopper(prepared, ctx.input(prepare::Q)?)? {
         return plain::backward(ctx, prepared);
     }
     let mut grads = vec![None; prepare::INPUTS];
@@ -433,7 +463,14 @@ fn hopper_backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3]> {
         call.map(&grads[1], tiles.block_n)?,
         call.map(&grads[2], tiles.block_n)?,
     ];
-    launch_backward(&call, &tiles, &params, &maps, q.gpu()?)?;
+    if call.shape.head_dim > 128 {
+        let [q_map, k_map, v_map, grad_map, dk_map, dv_map] = maps;
+        let dq_map = call.map(&grads[0], tiles.block_m)?;
+        let maps = [q_map, k_map, v_map, grad_map, dq_map, dk_map, dv_map];
+        wide::launch(&call, params, &maps, q.gpu()?)?;
+    } else {
+        launch_backward(&call, &tiles, &params, &maps, q.gpu()?)?;
+    }
     Ok(grads)
 }
 
@@ -446,12 +483,14 @@ fn workspace(call: &Call, q: &Tensor, block_m: usize) -> Result<(Workspace, usiz
     };
     let (gpu, blocks) = (q.gpu()?, row_blocks * heads);
     let rows = size_of::<f32>() * blocks * block_m;
+    let sums = rows * call.shape.head_dim;
     let work = Workspace {
         ticket: DeviceBuffer::zeroed(gpu, size_of::<i32>())?,
         turns: DeviceBuffer::uninit(gpu, size_of::<i32>() * blocks)?,
         log_sum_exp_2: DeviceBuffer::uninit(gpu, rows)?,
         delta: DeviceBuffer::uninit(gpu, rows)?,
-        dq_sum: DeviceBuffer::uninit(gpu, rows * call.shape.head_dim)?,
+        // The kernels for wide heads write dq as it is.
+        dq_sum: DeviceBuffer::uninit(gpu, if call.shape.head_dim > 128 { 0 } else { sums })?,
     };
     Ok((work, row_blocks))
 }
@@ -482,33 +521,53 @@ fn launch_backward(
     Ok(())
 }
 
+/// Element types of the kernels.
+const DTYPES: [DType; 2] = [DType::BF16, DType::F16];
+
 /// The kernels that are shipped: what language models use.
 pub(crate) fn variants() -> Vec<Variant> {
     let few = "a few addresses, outside of the products";
     let mut all: Vec<Variant> = Vec::new();
-    let mut add = |source: &Source, defines: Defines| {
-        if !all.iter().any(|variant| variant.defines == defines) {
-            let variant = Variant::new(source.clone(), defines).from(90);
-            all.push(Variant { spills: Some(few), ..variant });
+    let mut add = |variant: Variant| {
+        let same = |other: &Variant| {
+            other.source.name() == variant.source.name() && other.defines == variant.defines
+        };
+        if !all.iter().any(same) {
+            all.push(Variant { spills: Some(few), ..variant.from(90) });
         }
     };
-    for head_dim in [64, 128, 256] {
+    for (head_dim, dtype) in
+        [64, 128, 192, 256].into_iter().flat_map(|dim| DTYPES.map(|dtype| (dim, dtype)))
+    {
         for right in [None, Some(0)] {
             for packed in [false, true] {
                 for len in [1024, 16_384] {
+                    if dtype == DType::F16 && len == 1024 {
+                        continue; // short tiles of f16 are compiled when they are asked for
+                    }
                     let window = super::tile_range::Window { left: None, right };
                     let shape = Shape { head_dim, q_len: len, k_len: len, group: 1, window };
                     let features = [packed, false];
-                    add(&FORWARD, forward_defines(&shape, &shape.forward(), features));
-                    if head_dim <= 128 {
-                        let tiles = shape.backward();
-                        add(&BACKWARD, defines(&shape, [tiles.block_m, tiles.block_n], features));
-                    }
+                    let tiles = shape.forward();
+                    add(Variant::new(
+                        FORWARD.clone(),
+                        forward_defines(dtype, &shape, &tiles, features),
+                    ));
+                    let tiles = shape.backward();
+                    let blocks = [tiles.block_m, tiles.block_n];
+                    add(match head_dim {
+                        64 | 128 => {
+                            let defines = defines(dtype, &shape, blocks, features);
+                            Variant::new(BACKWARD.clone(), defines)
+                        }
+                        _ => wide::variant(dtype, &shape, packed),
+                    });
                 }
             }
         }
     }
     all.extend(plain::variants());
     all.extend(cache::variants());
+    all.extend(fp8::variants());
     all
 }

@@ -20,7 +20,7 @@ use crate::lists::list;
 use crate::ops::rotary::{Positions, rotary as rotate};
 use danaus_runtime::threads::SharedMut;
 use danaus_tensor::{DType, Element, Error, Level, Result, Tensor, asked_level};
-use half::bf16;
+use half::{bf16, f16};
 
 const OP: &str = "attention_kvcache";
 /// Parts are multiples of this many keys.
@@ -161,6 +161,10 @@ pub fn attention_kvcache(
             unsafe { reference::forward(p, i, o) }
         }),
         DType::F32 => plan.attend::<f32, f32>(&q, cache, options, |p, i, o| {
+            // SAFETY: as above.
+            unsafe { forward::forward(p, i, o) }
+        }),
+        DType::F16 => plan.attend::<f16, f32>(&q, cache, options, |p, i, o| {
             // SAFETY: as above.
             unsafe { forward::forward(p, i, o) }
         }),
@@ -357,6 +361,7 @@ impl Plan {
         match cache.dtype() {
             DType::F64 => self.append_typed::<f64>(cache, rows.as_slice()?),
             DType::F32 => self.append_typed::<f32>(cache, rows.as_slice()?),
+            DType::F16 => self.append_typed::<f16>(cache, rows.as_slice()?),
             _ => self.append_typed::<bf16>(cache, rows.as_slice()?),
         }
     }

@@ -8,7 +8,7 @@ use danaus_runtime::threads::SharedMut;
 use danaus_tensor::{
     Backward, DType, Device, Element, Error, Inputs, Level, Meta, Op, Result, Tensor,
 };
-use half::bf16;
+use half::{bf16, f16};
 
 /// Attention with these attributes.
 pub(super) struct AttentionOp(pub Attributes);
@@ -76,6 +76,11 @@ impl Op for AttentionOp {
                         forward::forward(p, i, o)
                     })
                 }
+                DType::F16 => {
+                    run::<f16, f32>(&problem, &qkv, outputs, (fill, stride), |p, i, o| {
+                        forward::forward(p, i, o)
+                    })
+                }
                 _ => run::<bf16, f32>(&problem, &qkv, outputs, (fill, stride), |p, i, o| {
                     forward::forward(p, i, o)
                 }),
@@ -96,6 +101,9 @@ impl Op for AttentionOp {
                     reference::backward(p, i, c, g);
                 }),
                 DType::F32 => pull::<f32, f32>(ctx, &prepared, |p, i, c, g| {
+                    backward::backward(p, i, c, g);
+                }),
+                DType::F16 => pull::<f16, f32>(ctx, &prepared, |p, i, c, g| {
                     backward::backward(p, i, c, g);
                 }),
                 _ => pull::<bf16, f32>(ctx, &prepared, |p, i, c, g| {

@@ -146,8 +146,8 @@ fn bytes(name: &'static str, tensor: &Tensor) -> Result<Tensor> {
 
 /// Checks the shapes and dtypes of q, k, v.
 pub(super) fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> Result<Sizes> {
-    if !matches!(q.dtype(), DType::F64 | DType::F32 | DType::BF16) {
-        return Err(Error::dtype(op, "q", q.dtype(), "f64, f32 or bf16; cast with to_dtype"));
+    if !matches!(q.dtype(), DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
+        return Err(Error::dtype(op, "q", q.dtype(), "f64, f32, bf16 or f16; cast with to_dtype"));
     }
     for (name, tensor) in [("k", k), ("v", v)] {
         if tensor.dtype() != q.dtype() {

@@ -67,6 +67,14 @@ pub struct BackwardParams {
     pub dv: Rows,
 }
 
+/// Of the kernels for head dims beyond 128.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct WideParams {
+    pub base: BackwardParams,
+    pub query_schedule: Schedule,
+}
+
 // SAFETY: plain fields in the order of the kernel's struct.
 unsafe impl Argument for Rows {}
 // SAFETY: plain fields in the order of the kernel's struct; the padding after `Schedule::section` is
@@ -74,3 +82,5 @@ unsafe impl Argument for Rows {}
 unsafe impl Argument for ForwardParams {}
 // SAFETY: as above.
 unsafe impl Argument for BackwardParams {}
+// SAFETY: as above.
+unsafe impl Argument for WideParams {}
