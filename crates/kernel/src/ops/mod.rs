@@ -6,6 +6,7 @@ pub mod conv1d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod kronecker_sparse;
 pub mod linear;
 pub mod norm;
 pub mod quantized;
@@ -39,6 +40,7 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     cross_entropy::linear::SPECS,
     dropout::SPECS,
     embedding::SPECS,
+    kronecker_sparse::SPECS,
     linear::SPECS,
     norm::SPECS,
     quantized::SPECS,
