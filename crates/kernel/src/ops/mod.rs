@@ -15,6 +15,7 @@ pub mod rotary;
 pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
+pub mod toeplitz;
 
 /// Kernels of every folder that `danaus kernels build` compiles.
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
@@ -49,4 +50,5 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     selective_scan::SPECS,
     softmax::SPECS,
     ssd::SPECS,
+    toeplitz::SPECS,
 ];

@@ -18,7 +18,15 @@ fn all() -> Vec<Box<dyn StructuredMatrix>> {
         Format::Dense.build(&params, [rows, SHAPE[1]], 1.0).unwrap()
     };
     let stacked = Stacked::new(vec![part(2, 3), part(3, 4), part(1, 5)]).unwrap();
-    vec![build(Format::Dense, 1), build(Format::LowRank(2), 2), Box::new(stacked)]
+    vec![
+        build(Format::Dense, 1),
+        build(Format::LowRank(2), 2),
+        Box::new(stacked),
+        build(Format::Monarch(2), 4),
+        build(Format::Butterfly, 5),
+        build(Format::Kaleidoscope, 6),
+        build(Format::Ldr(2), 7),
+    ]
 }
 
 fn plain(x: &Tensor, w: &Tensor) -> Tensor {
@@ -102,10 +110,17 @@ fn gradients_reach_the_parameters() {
 
 #[test]
 fn formats_are_written_and_read() {
-    for format in [Format::Dense, Format::LowRank(7)] {
+    for format in [
+        Format::Dense,
+        Format::LowRank(7),
+        Format::Monarch(4),
+        Format::Butterfly,
+        Format::Kaleidoscope,
+        Format::Ldr(2),
+    ] {
         assert_eq!(Format::try_from(String::from(format)).unwrap(), format);
     }
-    for bad in ["", "lowrank", "lowrank(0)", "lowrank(x)", "monarch(4)"] {
+    for bad in ["", "lowrank", "lowrank(0)", "lowrank(x)", "monarch(0)", "pixelfly"] {
         let message = Format::try_from(bad.to_string()).unwrap_err().to_string();
         assert!(message.contains("lowrank(RANK)"), "{message}");
     }
