@@ -49,7 +49,7 @@ pub fn target(name: &str, n: usize, seed: u64) -> Result<Tensor> {
 
 fn random(name: &str, n: usize, seed: u64) -> Result<Tensor> {
     let numbers = |count: usize| -> Result<Vec<f64>> {
-        let values = Rng::new(seed, 0).normal(0.0, 1.0 / (n as f64).sqrt(), &[count])?;
+        let values = Rng::new(seed, 0).normal(0.0, 1.0 / (n as f64).sqrt(), [count])?;
         values.to_dtype(DType::F64)?.to_vec()
     };
     let entries: Vec<f64> = match name {
