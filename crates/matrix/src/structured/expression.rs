@@ -21,8 +21,9 @@ enum Kind {
 
 /// A `rows x cols` matrix given by a few parameters and their expression; or some of its rows.
 ///
-/// Monarch and LDR parameters are cast to the dtype of x on the tape. Twiddles stay f32 beside a bf16 x:
-/// a product of many factors would lose a bit a factor. LDR computes in f32 then, for its running products.
+/// Monarch and LDR parameters are cast to the dtype of x on the tape. Twiddles stay f32 beside a
+/// bf16 x: a product of many factors would lose a bit a factor. LDR computes in f32 then, for its
+/// running products.
 #[derive(Clone)]
 pub struct Expression {
     kind: Kind,
@@ -31,7 +32,8 @@ pub struct Expression {
     part: Range<usize>,
 }
 
-/// Sizes of the factors of a Monarch layer: blocks, inner size of a block, inputs and outputs of one.
+/// Sizes of the factors of a Monarch layer: blocks, inner size of a block, inputs and outputs of
+/// one.
 fn monarch_shapes(blocks: usize, [rows, cols]: [usize; 2]) -> ([usize; 3], [usize; 3]) {
     let (inp, out) = (cols.div_ceil(blocks), rows.div_ceil(blocks));
     let inner = inp.min(out);
@@ -93,9 +95,10 @@ impl Expression {
         Ok(Self::new(Kind::Monarch, size, vec![w1, w2]))
     }
 
-    /// Makes (or loads) the `twiddle` of `nblocks` butterflies one after the other: one with increasing
-    /// strides, or pairs BB* (Kaleidoscope) with decreasing ones first. New entries are normal with a variance of
-    /// 1/2 but for the gain, so that products keep variances. Weight decay leaves them alone.
+    /// Makes (or loads) the `twiddle` of `nblocks` butterflies one after the other: one with
+    /// increasing strides, or pairs BB* (Kaleidoscope) with decreasing ones first. New entries are
+    /// normal with a variance of 1/2 but for the gain, so that products keep variances. Weight
+    /// decay leaves them alone.
     ///
     /// # Errors
     /// When the tensor is missing or has another shape.
@@ -115,8 +118,9 @@ impl Expression {
     }
 
     /// Makes (or loads) the operators `subd_a`, `subd_b` and generators `g`, `h` of a matrix of low
-    /// displacement rank with subdiagonal operators. New operators are shifts, generators are normal with the
-    /// deviation that gives the variance of a dense matrix on average over the outputs.
+    /// displacement rank with subdiagonal operators. New operators are shifts, generators are
+    /// normal with the deviation that gives the variance of a dense matrix on average over the
+    /// outputs.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.

@@ -102,10 +102,12 @@ pub enum Format {
 
 impl Format {
     /// What a config may say.
-    pub const VALID: &str = "dense, lowrank(RANK), monarch(BLOCKS), butterfly, kaleidoscope, ldr(RANK)";
+    pub const VALID: &str =
+        "dense, lowrank(RANK), monarch(BLOCKS), butterfly, kaleidoscope, ldr(RANK)";
 
-    /// Makes (or loads) a matrix under `name`: `name.weight`; `name.u` and `name.v`; `name.w1` and `name.w2`;
-    /// `name.twiddle`; or `name.subd_a`, `name.subd_b`, `name.g` and `name.h`. Where the source has `name.q8_0` or another block type instead, it is loaded as [`Quantized`].
+    /// Makes (or loads) a matrix under `name`: `name.weight`; `name.u` and `name.v`; `name.w1` and
+    /// `name.w2`; `name.twiddle`; or `name.subd_a`, `name.subd_b`, `name.g` and `name.h`. Where the
+    /// source has `name.q8_0` or another block type instead, it is loaded as [`Quantized`].
     ///
     /// New elements are uniform within `1 / sqrt(cols)` times `gain`.
     ///

@@ -10,7 +10,8 @@ fn fit(rows: usize, cols: usize) -> Map {
     Map::Identity { rows, cols }
 }
 
-/// Cuts or pads the input to the columns of `map`, and its result to `rows`; nothing where they fit.
+/// Cuts or pads the input to the columns of `map`, and its result to `rows`; nothing where they
+/// fit.
 pub(super) fn framed(map: Map, rows: usize, cols: usize) -> Result<Map> {
     let mut framed = map;
     if framed.cols() != cols {
@@ -23,8 +24,8 @@ pub(super) fn framed(map: Map, rows: usize, cols: usize) -> Result<Map> {
     Ok(framed)
 }
 
-/// A butterfly layer: twiddle `[nstacks, nblocks, log_n, n / 2, 2, 2]`, `cols` inputs cut or padded to n
-/// for every stack, the first `rows` of the `nstacks n` results kept.
+/// A butterfly layer: twiddle `[nstacks, nblocks, log_n, n / 2, 2, 2]`, `cols` inputs cut or padded
+/// to n for every stack, the first `rows` of the `nstacks n` results kept.
 ///
 /// Block b has increasing strides where `increasing` XOR (b odd).
 ///
@@ -61,8 +62,8 @@ fn real_dtype(tensor: &Tensor) -> danaus_tensor::DType {
     }
 }
 
-/// A Kaleidoscope matrix of class `(BB*)^w_e` acting on n points: the twiddle `[1, 2 w, log(e n), e n / 2,
-/// 2, 2]` has decreasing strides first; vectors are padded with zeros to e n and cut to n.
+/// A Kaleidoscope matrix of class `(BB*)^w_e` acting on n points: the twiddle `[1, 2 w, log(e n), e
+/// n / 2, 2, 2]` has decreasing strides first; vectors are padded with zeros to e n and cut to n.
 ///
 /// # Errors
 /// When the number of blocks is odd, or e n < n.
@@ -159,8 +160,8 @@ pub fn toeplitz(col: &Tensor, row: &Tensor) -> Result<Map> {
     Ok(Map::Toeplitz { col: col.clone(), row: row.clone() })
 }
 
-/// `H D_last .. H D_0` with the orthonormal Hadamard matrix H and diagonals `[count, n]`: three of them
-/// with random signs stand for a random rotation (structured orthogonal random features).
+/// `H D_last .. H D_0` with the orthonormal Hadamard matrix H and diagonals `[count, n]`: three of
+/// them with random signs stand for a random rotation (structured orthogonal random features).
 ///
 /// # Errors
 /// When the shape is another one, or n is no power of two.
@@ -193,12 +194,13 @@ pub fn fastfood(d1: &Tensor, d2: &Tensor, d3: &Tensor, perm: &[usize]) -> Result
     ])
 }
 
-/// Low displacement rank with subdiagonal operators (LDR-SD): `sum over i of K(A, G_i) K(B, H_i)^T`, where A
-/// and B are zero but for their subdiagonals `[n - 1]`, and g and h are `[rank, n]`.
+/// Low displacement rank with subdiagonal operators (LDR-SD): `sum over i of K(A, G_i) K(B,
+/// H_i)^T`, where A and B are zero but for their subdiagonals `[n - 1]`, and g and h are `[rank,
+/// n]`.
 ///
-/// A subdiagonal operator is a scaled shift, `A = diag(p) Z diag(p)^-1` with p the running products of its
-/// entries, so the matrix is `diag(p_A) T diag(p_B)` with a sum T of products of triangular Toeplitz
-/// matrices of G_i / p_A and H_i / p_B.
+/// A subdiagonal operator is a scaled shift, `A = diag(p) Z diag(p)^-1` with p the running products
+/// of its entries, so the matrix is `diag(p_A) T diag(p_B)` with a sum T of products of triangular
+/// Toeplitz matrices of G_i / p_A and H_i / p_B.
 ///
 /// # Errors
 /// When shapes do not fit.

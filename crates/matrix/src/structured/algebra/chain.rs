@@ -16,7 +16,8 @@ impl Chain {
     /// A product of factors in the order they are applied.
     ///
     /// # Errors
-    /// When there is none, patterns do not follow each other or values have another number of elements.
+    /// When there is none, patterns do not follow each other or values have another number of
+    /// elements.
     pub fn new(factors: &[(Pattern, Tensor)]) -> Result<Self> {
         let mut previous: Option<Pattern> = None;
         for (pattern, values) in factors {
@@ -51,8 +52,8 @@ impl Chain {
         }
     }
 
-    /// The butterfly of a twiddle `[1, nblocks, log_n, n / 2, 2, 2]` (block, order of application, pair,
-    /// out, in); block b has increasing strides where `increasing` XOR (b odd).
+    /// The butterfly of a twiddle `[1, nblocks, log_n, n / 2, 2, 2]` (block, order of application,
+    /// pair, out, in); block b has increasing strides where `increasing` XOR (b odd).
     ///
     /// # Errors
     /// When the shape is another one.

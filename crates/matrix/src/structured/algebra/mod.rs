@@ -1,17 +1,18 @@
 //! One algebra of structured matrices: leaves with a fast product, and what can be built from them.
 //!
-//! A [`Map`] is a matrix `rows x cols` made of products of Kronecker-sparse factors ([`Chain`]: butterfly,
-//! Monarch, block-diagonal), diagonals, fixed permutations, Toeplitz and dense terms, and of products,
-//! sums, Kronecker products, real parts and multiples of such maps. Transpose, conjugate and adjoint are
-//! maps again: of leaves they change addresses or flags, of compositions the order. Low rank is a
-//! product of two dense factors.
+//! A [`Map`] is a matrix `rows x cols` made of products of Kronecker-sparse factors ([`Chain`]:
+//! butterfly, Monarch, block-diagonal), diagonals, fixed permutations, Toeplitz and dense terms,
+//! and of products, sums, Kronecker products, real parts and multiples of such maps. Transpose,
+//! conjugate and adjoint are maps again: of leaves they change addresses or flags, of compositions
+//! the order. Low rank is a product of two dense factors.
 //!
-//! `apply` multiplies rows of vectors through the operators of the tape, so gradients reach every tensor
-//! inside. `to_dense` is made from the definitions, entry by entry and by plain products, and shares no
-//! code with `apply`: it is the oracle. Parameters, operations and bytes are counted exactly.
+//! `apply` multiplies rows of vectors through the operators of the tape, so gradients reach every
+//! tensor inside. `to_dense` is made from the definitions, entry by entry and by plain products,
+//! and shares no code with `apply`: it is the oracle. Parameters, operations and bytes are counted
+//! exactly.
 //!
-//! Real and complex meet by promotion: a real leaf multiplies a complex x, and a complex leaf makes a
-//! real x complex. [`Map::real`] takes the real part of a result.
+//! Real and complex meet by promotion: a real leaf multiplies a complex x, and a complex leaf makes
+//! a real x complex. [`Map::real`] takes the real part of a result.
 
 mod chain;
 mod compose;
@@ -51,7 +52,8 @@ pub enum Map {
         /// First row, `[cols]`; its first element is not used.
         row: Tensor,
     },
-    /// `sum over i of L(G_i) L(H_i)^T` for lower triangular Toeplitz matrices L of first column G_i, H_i.
+    /// `sum over i of L(G_i) L(H_i)^T` for lower triangular Toeplitz matrices L of first column
+    /// G_i, H_i.
     ToeplitzLike {
         /// Generators of the outputs, `[rank, n]`.
         g: Tensor,

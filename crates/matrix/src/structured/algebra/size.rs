@@ -66,8 +66,8 @@ impl Map {
         }
     }
 
-    /// Stored numbers; a complex number is one. Permutations and multiples are fixed and count nothing.
-    /// A Toeplitz term has one diagonal less than the numbers in its column and row.
+    /// Stored numbers; a complex number is one. Permutations and multiples are fixed and count
+    /// nothing. A Toeplitz term has one diagonal less than the numbers in its column and row.
     pub fn parameters(&self) -> usize {
         match self {
             Map::Identity { .. } | Map::Permutation(_) => 0,
@@ -88,8 +88,8 @@ impl Map {
 
     /// Real additions and multiplications of [`Self::apply`] for one vector, real or complex.
     ///
-    /// A Toeplitz product counts its transforms of length N at `2.5 N log2 N` each, as is customary for
-    /// real ones.
+    /// A Toeplitz product counts its transforms of length N at `2.5 N log2 N` each, as is customary
+    /// for real ones.
     pub fn flops(&self, complex_input: bool) -> u64 {
         let complex = complex_input || self.is_complex();
         // Complex: four products and four sums a multiply-add, six operations a product, two a sum.

@@ -1,9 +1,9 @@
 //! Cosine and sine transforms: a permutation, a complex butterfly, the real part.
 //!
-//! With v = even elements followed by the odd ones in reverse order (Makhoul 1980), the DCT-II of x is
-//! the real part of `2 e^(-i pi k / 2n)` times the DFT of v. The others differ by diagonals, which are
-//! folded into the first or last factor of the DFT. The definitions are those of the field's libraries
-//! (factor 2, and the orthonormal variants).
+//! With v = even elements followed by the odd ones in reverse order (Makhoul 1980), the DCT-II of x
+//! is the real part of `2 e^(-i pi k / 2n)` times the DFT of v. The others differ by diagonals,
+//! which are folded into the first or last factor of the DFT. The definitions are those of the
+//! field's libraries (factor 2, and the orthonormal variants).
 
 use super::fourier::{Decimation, Scaling, bit_reversal, fft_twiddle, ifft_twiddle};
 use super::log_size;

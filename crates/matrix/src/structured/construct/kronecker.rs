@@ -4,8 +4,8 @@ use super::bit_reversal;
 use danaus_kernel::ops::kronecker_sparse::twiddle_shape;
 use danaus_tensor::{Device, Error, Result, Tensor};
 
-/// `B2 (x) B1` as one butterfly of size n1 n2, for one block of increasing strides each: first the factors
-/// of B1 in all n2 copies, then those of B2 with n1 times their strides.
+/// `B2 (x) B1` as one butterfly of size n1 n2, for one block of increasing strides each: first the
+/// factors of B1 in all n2 copies, then those of B2 with n1 times their strides.
 ///
 /// # Errors
 /// When shapes are not `[1, 1, log_n, n / 2, 2, 2]`.

@@ -6,9 +6,9 @@ use danaus_tensor::{Device, Error, Result, Tensor};
 use num_complex::Complex;
 use std::f64::consts::PI;
 
-/// The unitary DFT of `n = n1 n2` points as `Monarch P`, with n1 the larger factor nearest to sqrt(n):
-/// small DFTs with the twiddle factors in the blocks of the first factor, small DFTs in those of the
-/// second (Cooley and Tukey for one step; no power of two is needed).
+/// The unitary DFT of `n = n1 n2` points as `Monarch P`, with n1 the larger factor nearest to
+/// sqrt(n): small DFTs with the twiddle factors in the blocks of the first factor, small DFTs in
+/// those of the second (Cooley and Tukey for one step; no power of two is needed).
 ///
 /// # Errors
 /// When n is prime or below 4.

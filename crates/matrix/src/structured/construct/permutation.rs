@@ -1,17 +1,17 @@
 //! Any permutation as two butterflies whose blocks are identities and swaps (a Benes network).
 //!
-//! The factor of stride n/2 at the input swaps positions i and i + n/2 so that both halves hold each
-//! residue modulo n/2 once; that of stride n/2 at the output sends every value to its half. What is left
-//! are two permutations of half the size. Which pairs to swap is a walk along cycles: pairs of inputs and
-//! pairs of outputs are nodes of a graph where every node has two edges, and neighbours along a cycle
-//! go to different halves. The work is n log2 n, on flat arrays.
+//! The factor of stride n/2 at the input swaps positions i and i + n/2 so that both halves hold
+//! each residue modulo n/2 once; that of stride n/2 at the output sends every value to its half.
+//! What is left are two permutations of half the size. Which pairs to swap is a walk along cycles:
+//! pairs of inputs and pairs of outputs are nodes of a graph where every node has two edges, and
+//! neighbours along a cycle go to different halves. The work is n log2 n, on flat arrays.
 
 use super::log_size;
 use danaus_tensor::{Device, Error, Result, Tensor};
 
-/// The twiddle `[1, 2, log_n, n / 2, 2, 2]` of `y = x[perm]`: decreasing strides first (the class BB* of
-/// Kaleidoscope matrices), or increasing ones first (B*B) with `increasing`. Sizes that are no power of
-/// two are extended by the identity.
+/// The twiddle `[1, 2, log_n, n / 2, 2, 2]` of `y = x[perm]`: decreasing strides first (the class
+/// BB* of Kaleidoscope matrices), or increasing ones first (B*B) with `increasing`. Sizes that are
+/// no power of two are extended by the identity.
 ///
 /// # Errors
 /// When `perm` has fewer than two elements or is no permutation.
@@ -39,8 +39,8 @@ pub fn permutation_twiddle(perm: &[usize], increasing: bool) -> Result<Tensor> {
     Tensor::from_vec(values, [1, 2, log_n, half, 2, 2], &Device::Cpu)
 }
 
-/// Index of a pair after the bits of its positions are reversed: the pair index loses the bit of the
-/// stride, so its log_n - 1 bits are reversed.
+/// Index of a pair after the bits of its positions are reversed: the pair index loses the bit of
+/// the stride, so its log_n - 1 bits are reversed.
 fn reversed_pair(pair: usize, log_n: usize) -> usize {
     match log_n {
         1 => pair,
@@ -68,7 +68,8 @@ fn check(perm: &[usize]) -> Result<()> {
     }
 }
 
-/// Which pairs swap, for the factors in the order they are applied: strides n/2, .., 1, then 1, .., n/2.
+/// Which pairs swap, for the factors in the order they are applied: strides n/2, .., 1, then 1, ..,
+/// n/2.
 fn route(perm: Vec<usize>, log_n: usize) -> Vec<Vec<bool>> {
     let n = perm.len();
     let mut swaps = vec![vec![false; n / 2]; 2 * log_n];
@@ -110,8 +111,8 @@ fn color(perm: &[usize], inverse: &[usize], half: usize, side: &mut [u8]) {
         let mut to = first;
         while side[to] == u8::MAX {
             side[to] = 0;
-            // The other output of the pair takes the other half, and with it the input that feeds it;
-            // that input's partner must take this half again.
+            // The other output of the pair takes the other half, and with it the input that feeds
+            // it; that input's partner must take this half again.
             let other = (to + half) % size;
             side[other] = 1;
             to = inverse[(perm[other] + half) % size];

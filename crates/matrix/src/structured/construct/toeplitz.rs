@@ -1,8 +1,8 @@
 //! Circulant and Toeplitz matrices as two butterflies with a diagonal between them.
 //!
-//! `C = F^-1 diag(F c) F`. The DFT decimated in frequency leaves its result in bit-reversed order, which
-//! is the order that the inverse decimated in time wants: both permutations cancel, and C is one
-//! product of two butterflies with the reordered spectrum between them.
+//! `C = F^-1 diag(F c) F`. The DFT decimated in frequency leaves its result in bit-reversed order,
+//! which is the order that the inverse decimated in time wants: both permutations cancel, and C is
+//! one product of two butterflies with the reordered spectrum between them.
 
 use super::fourier::{Decimation, Scaling, bit_reversal, fft, fft_twiddle, ifft_twiddle};
 use crate::structured::algebra::{Chain, Map, numbers};

@@ -1,14 +1,15 @@
 //! From dense matrices to structured ones, with the error that remains.
 //!
-//! * [`peel`]: a product of butterfly factors by hierarchical rank-one splitting; exact for members of
-//!   the class, best level by level for others.
+//! * [`peel`]: a product of butterfly factors by hierarchical rank-one splitting; exact for members
+//!   of the class, best level by level for others.
 //! * [`recognise`]: finds the fast algorithm of a matrix: its class, permutation and factors.
-//! * [`project_monarch`]: the nearest Monarch matrix (for any sizes, block counts and inner rank) with the
-//!   exact distance; [`project_low_rank`] the nearest one of a rank.
+//! * [`project_monarch`]: the nearest Monarch matrix (for any sizes, block counts and inner rank)
+//!   with the exact distance; [`project_low_rank`] the nearest one of a rank.
 //!
 //! * [`target`]: dense matrices of named transforms to try them on.
 //!
-//! Every function reports the residual of what it returns, measured or known exactly; none pretends.
+//! Every function reports the residual of what it returns, measured or known exactly; none
+//! pretends.
 
 mod monarch;
 mod peel;

@@ -1,10 +1,11 @@
 //! The nearest Monarch matrix, and the nearest one of a rank.
 //!
-//! With w1 `[k, q, p]` and w2 `[l, s, r]`, l r = k q, the entry of row `s_i l + l_i` and column `k_i p + p_i`
-//! is a sum of q / l products. So a matrix is Monarch exactly if each slice of fixed (k_i, l_i), a matrix
-//! `s x p`, has rank q / l at most, and the nearest one takes the leading singular triples of every slice:
-//! the distance squared is the sum of the squares of all singular values left out. One rule for square and
-//! rectangular matrices, sqrt(n) blocks (rank 1) and few large blocks (rank n / blocks^2).
+//! With w1 `[k, q, p]` and w2 `[l, s, r]`, l r = k q, the entry of row `s_i l + l_i` and column
+//! `k_i p + p_i` is a sum of q / l products. So a matrix is Monarch exactly if each slice of fixed
+//! (k_i, l_i), a matrix `s x p`, has rank q / l at most, and the nearest one takes the leading
+//! singular triples of every slice: the distance squared is the sum of the squares of all singular
+//! values left out. One rule for square and rectangular matrices, sqrt(n) blocks (rank 1) and few
+//! large blocks (rank n / blocks^2).
 
 use super::Entries;
 use super::svd::leading;
@@ -15,8 +16,8 @@ use danaus_tensor::{Device, Error, Result, Tensor};
 use num_complex::Complex;
 use std::sync::Mutex;
 
-/// Sizes of a Monarch matrix as it is projected on: k blocks in the first factor, l in the second, and
-/// the rank of the slices.
+/// Sizes of a Monarch matrix as it is projected on: k blocks in the first factor, l in the second,
+/// and the rank of the slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MonarchSizes {
     /// Blocks of the first factor.
@@ -28,8 +29,8 @@ pub struct MonarchSizes {
 }
 
 impl MonarchSizes {
-    /// The sizes of a Monarch layer with this many blocks in both factors: blocks of `in / blocks` inputs
-    /// and `out / blocks` outputs (rounded up), the inner size that of the smaller side.
+    /// The sizes of a Monarch layer with this many blocks in both factors: blocks of `in / blocks`
+    /// inputs and `out / blocks` outputs (rounded up), the inner size that of the smaller side.
     pub fn layer(blocks: usize, rows: usize, cols: usize) -> Self {
         let blocks = blocks.max(1);
         let inner = rows.div_ceil(blocks).min(cols.div_ceil(blocks));
@@ -66,8 +67,8 @@ impl Monarch {
     }
 }
 
-/// The Monarch matrix nearest to `matrix` in the Frobenius norm. Rows that l does not divide, and columns
-/// that k does not, are padded with zeros. Factors are f64, or c128 for a complex matrix.
+/// The Monarch matrix nearest to `matrix` in the Frobenius norm. Rows that l does not divide, and
+/// columns that k does not, are padded with zeros. Factors are f64, or c128 for a complex matrix.
 ///
 /// # Errors
 /// When the matrix is none or not finite, a size is zero, or the rank exceeds that of a slice.

@@ -1,15 +1,16 @@
 //! Butterfly factors of a dense matrix by hierarchical rank-one splitting.
 //!
-//! For `T = F_{n/2} .. F_2 F_1` with strides 1, 2, .., n/2, all factors but the first keep the parity of
-//! a position. So the rows of one parity in the two columns of a pair are the outer product of a column
-//! of the remaining product and a row of the pair's 2 x 2 block: a slice of rank one. Its dominant
-//! singular vectors give the block and the same problem at half the size, twice; 2 x 2 matrices are left
-//! at the end and are the last factor themselves (Zheng, Riccietti, Gribonval, SIAM J. Matrix Anal. Appl.
-//! 2023). The singular vectors of a slice of two columns come from a 2 x 2 Gram matrix, so that all levels
-//! together cost n^2 log n operations and read every element twice a level.
+//! For `T = F_{n/2} .. F_2 F_1` with strides 1, 2, .., n/2, all factors but the first keep the
+//! parity of a position. So the rows of one parity in the two columns of a pair are the outer
+//! product of a column of the remaining product and a row of the pair's 2 x 2 block: a slice of
+//! rank one. Its dominant singular vectors give the block and the same problem at half the size,
+//! twice; 2 x 2 matrices are left at the end and are the last factor themselves (Zheng, Riccietti,
+//! Gribonval, SIAM J. Matrix Anal. Appl. 2023). The singular vectors of a slice of two columns come
+//! from a 2 x 2 Gram matrix, so that all levels together cost n^2 log n operations and read every
+//! element twice a level.
 //!
-//! A member of the class is recovered to rounding. For other matrices each level is the best rank-one
-//! choice, and the discarded part of a level bounds what the levels before it lost.
+//! A member of the class is recovered to rounding. For other matrices each level is the best
+//! rank-one choice, and the discarded part of a level bounds what the levels before it lost.
 
 use super::Entries;
 use crate::structured::algebra::{Chain, Map};
@@ -23,9 +24,9 @@ type Number = Complex<f64>;
 pub struct Peeled {
     /// The factors.
     pub twiddle: Twiddle,
-    /// Norm of what the splittings discarded, relative to the norm of the matrix. Zero (to rounding) means
-    /// that the matrix is a member; otherwise the distance of the product is of this size, and measured by
-    /// whoever needs it exactly.
+    /// Norm of what the splittings discarded, relative to the norm of the matrix. Zero (to
+    /// rounding) means that the matrix is a member; otherwise the distance of the product is of
+    /// this size, and measured by whoever needs it exactly.
     pub discarded: f64,
 }
 
@@ -59,7 +60,8 @@ pub(super) fn transposed(values: &[Number], n: usize) -> Vec<Number> {
     (0..n * n).map(|at| values[at % n * n + at / n]).collect()
 }
 
-/// Factors of increasing strides, or `None` as soon as a level discards more than `limit` of the norm.
+/// Factors of increasing strides, or `None` as soon as a level discards more than `limit` of the
+/// norm.
 pub(super) fn split(values: Vec<Number>, n: usize, limit: f64) -> Option<(Twiddle, f64)> {
     let norm = values.iter().map(|z| z.norm_sqr()).sum::<f64>();
     let mut blocks: Vec<Vec<[[Number; 2]; 2]>> = Vec::new();
@@ -95,7 +97,8 @@ pub(super) fn split(values: Vec<Number>, n: usize, limit: f64) -> Option<(Twiddl
     Some((twiddle, if norm > 0.0 { (lost / norm).sqrt() } else { 0.0 }))
 }
 
-/// The right singular vector of the largest singular value of every slice: rows of one parity, two columns.
+/// The right singular vector of the largest singular value of every slice: rows of one parity, two
+/// columns.
 fn dominant(matrix: &[Number], size: usize, parity: usize) -> Vec<[Number; 2]> {
     let half = size / 2;
     let mut grams = vec![(0.0f64, Complex::ZERO, 0.0f64); half];

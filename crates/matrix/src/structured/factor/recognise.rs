@@ -1,16 +1,18 @@
 //! Finding the fast algorithm of a dense matrix.
 //!
-//! Candidates are products of a permutation and a butterfly, possibly transposed, possibly the real part of a
-//! complex one. Permutations are those that a few binary choices make (Dao et al., ICML 2019): at every size
-//! from n down to 4 the same three choices (even elements before odd ones; reverse the first half; reverse
-//! the second half), and optionally one more step of the kind in front, as cosine transforms need.
+//! Candidates are products of a permutation and a butterfly, possibly transposed, possibly the real
+//! part of a complex one. Permutations are those that a few binary choices make (Dao et al., ICML
+//! 2019): at every size from n down to 4 the same three choices (even elements before odd ones;
+//! reverse the first half; reverse the second half), and optionally one more step of the kind in
+//! front, as cosine transforms need.
 //!
-//! A real matrix such as the DCT is the real part of a complex product. Its imaginary part is one of its own
-//! rows elsewhere: rows of a transform of cosines at frequency c - k are, up to sign, rows of sines at k. So
-//! `T_k + i sign T_(c - k)` is tried for the few c that transforms have.
+//! A real matrix such as the DCT is the real part of a complex product. Its imaginary part is one
+//! of its own rows elsewhere: rows of a transform of cosines at frequency c - k are, up to sign,
+//! rows of sines at k. So `T_k + i sign T_(c - k)` is tried for the few c that transforms have.
 //!
-//! Most candidates fail on a sample of slices at the first splitting, which costs n operations; the others are
-//! split with a limit on what may be lost. The residual that is reported is measured on the product.
+//! Most candidates fail on a sample of slices at the first splitting, which costs n operations; the
+//! others are split with a limit on what may be lost. The residual that is reported is measured on
+//! the product.
 
 use super::Entries;
 use super::peel::{split, transposed};
@@ -41,8 +43,8 @@ pub struct Recognised {
 }
 
 impl Recognised {
-    /// The factors by name: the tensors of the product in the order they are applied (`factor.0`, ..), and the
-    /// permutation `perm` of `y = x[perm]` where there is one.
+    /// The factors by name: the tensors of the product in the order they are applied (`factor.0`,
+    /// ..), and the permutation `perm` of `y = x[perm]` where there is one.
     pub fn parts(&self) -> Vec<(String, Tensor)> {
         let tensors = self.map.tensors().into_iter().enumerate();
         let mut parts: Vec<(String, Tensor)> =
@@ -66,7 +68,8 @@ fn permutation_of(map: &Map) -> Option<&[usize]> {
     }
 }
 
-/// Three choices of a step: even elements before odd ones, reverse the first half, reverse the second.
+/// Three choices of a step: even elements before odd ones, reverse the first half, reverse the
+/// second.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Choice([bool; 3]);
 
@@ -96,7 +99,8 @@ impl Choice {
     }
 }
 
-/// `perm` of `y = x[perm]` for one step on all of n and then a shared choice at every size from n to 4.
+/// `perm` of `y = x[perm]` for one step on all of n and then a shared choice at every size from n
+/// to 4.
 fn permutation(n: usize, first: Choice, shared: Choice) -> Vec<usize> {
     let mut perm: Vec<usize> = (0..n).collect();
     first.apply(&mut perm);
@@ -169,8 +173,8 @@ fn plausible(t: &[Number], n: usize, perm: &[usize]) -> bool {
     true
 }
 
-/// Looks for a fast algorithm of a square matrix whose size is a power of two; `None` when no candidate
-/// loses less than 1e-9 of the norm.
+/// Looks for a fast algorithm of a square matrix whose size is a power of two; `None` when no
+/// candidate loses less than 1e-9 of the norm.
 ///
 /// # Errors
 /// For other sizes, and elements that are not finite.

@@ -7,12 +7,22 @@ use std::f64::consts::PI;
 
 /// Names that [`target`] knows.
 pub const TARGETS: [&str; 12] = [
-    "dft", "idft", "dct2", "dct3", "dct4", "dst2", "dst4", "hadamard", "hartley", "circulant",
-    "toeplitz", "random",
+    "dft",
+    "idft",
+    "dct2",
+    "dct3",
+    "dct4",
+    "dst2",
+    "dst4",
+    "hadamard",
+    "hartley",
+    "circulant",
+    "toeplitz",
+    "random",
 ];
 
-/// The dense matrix of a transform of n points with orthonormal or unitary scaling; for `circulant`, `toeplitz`
-/// and `random`, normal numbers of a seed.
+/// The dense matrix of a transform of n points with orthonormal or unitary scaling; for
+/// `circulant`, `toeplitz` and `random`, normal numbers of a seed.
 ///
 /// # Errors
 /// When the name is none of [`TARGETS`], n is 0, or no power of two for `hadamard`.
