@@ -46,20 +46,9 @@ pub fn butterfly(twiddle: &Tensor, increasing: bool, rows: usize, cols: usize) -
     if stacks == 1 {
         return framed(chain, rows, cols);
     }
-    let ones = Tensor::full(1.0f64, [stacks, 1], &twiddle.device())?;
-    let ones = ones.to_dtype(real_dtype(twiddle))?;
-    let copies = Map::dense(&ones)?.kronecker(&framed(Map::identity(n), n, cols)?);
+    let copies = Map::Repeated { times: stacks, n, transposed: false };
+    let copies = framed(copies, stacks * n, cols)?;
     framed(copies.then(&chain)?, rows, cols)
-}
-
-/// The dtype of the parts of a tensor's elements.
-fn real_dtype(tensor: &Tensor) -> danaus_tensor::DType {
-    use danaus_tensor::DType;
-    match tensor.dtype() {
-        DType::C64 => DType::F32,
-        DType::C128 => DType::F64,
-        real => real,
-    }
 }
 
 /// A Kaleidoscope matrix of class `(BB*)^w_e` acting on n points: the twiddle `[1, 2 w, log(e n), e

@@ -90,6 +90,9 @@ impl Map {
         let all = |maps: &[Map]| maps.iter().map(Map::transpose).collect::<Result<Vec<_>>>();
         Ok(match self {
             Map::Identity { rows, cols } => Map::Identity { rows: *cols, cols: *rows },
+            Map::Repeated { times, n, transposed } => {
+                Map::Repeated { times: *times, n: *n, transposed: !transposed }
+            }
             Map::Diagonal(_) => self.clone(),
             Map::Permutation(perm) => {
                 let mut inverse = vec![0; perm.len()];
@@ -128,6 +131,7 @@ impl Map {
         };
         Ok(match self {
             Map::Identity { .. }
+            | Map::Repeated { .. }
             | Map::Permutation(_)
             | Map::Real(_)
             | Map::ToeplitzLike { .. } => self.clone(),

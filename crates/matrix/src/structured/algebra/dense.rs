@@ -17,6 +17,13 @@ impl Map {
                 (0..rows.min(cols)).for_each(|i| put(i, i, Complex::ONE));
                 Ok(())
             }),
+            Map::Repeated { times, n, transposed } => from_entries(rows, cols, false, |put| {
+                for i in 0..times * n {
+                    let (row, col) = if *transposed { (i % n, i) } else { (i, i % n) };
+                    put(row, col, Complex::ONE);
+                }
+                Ok(())
+            }),
             Map::Permutation(perm) => from_entries(rows, cols, false, |put| {
                 perm.iter().enumerate().for_each(|(i, &j)| put(i, j, Complex::ONE));
                 Ok(())

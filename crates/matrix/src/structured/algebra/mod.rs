@@ -39,6 +39,16 @@ pub enum Map {
         /// Columns.
         cols: usize,
     },
+    /// A vector of n numbers several times, one copy behind the other; transposed, the sum of the
+    /// pieces.
+    Repeated {
+        /// Copies.
+        times: usize,
+        /// Length of one.
+        n: usize,
+        /// Whether pieces are summed.
+        transposed: bool,
+    },
     /// These values on the diagonal, `[n]`.
     Diagonal(Tensor),
     /// `y[i] = x[perm[i]]`.
@@ -130,8 +140,15 @@ impl Map {
         match self {
             Map::Identity { rows, cols } if rows > cols => x.pad(-1, 0, rows - cols, 0.0),
             Map::Identity { rows, .. } => x.narrow(-1, 0, *rows),
+            Map::Repeated { times, transposed: false, .. } => x.repeat(-1, *times),
+            Map::Repeated { times, n, .. } => {
+                let mut dims = x.dims().to_vec();
+                dims.pop();
+                dims.extend([*times, *n]);
+                x.reshape(dims)?.sum(-2)
+            }
             Map::Diagonal(values) => {
-                let (x, values) = meet(x, values)?;
+                let (x, values) = beside(x, values)?;
                 x.mul(&values)
             }
             Map::Permutation(perm) => {
@@ -146,7 +163,7 @@ impl Map {
             }
             Map::ToeplitzLike { g, h } => toeplitz_like(x, g, h),
             Map::Dense(values) => {
-                let (x, values) = meet(x, values)?;
+                let (x, values) = beside(x, values)?;
                 let rows = x.elem_count() / x.dims()[x.rank() - 1].max(1);
                 let mut dims = x.dims().to_vec();
                 dims[x.rank() - 1] = values.dims()[0];
@@ -188,6 +205,13 @@ pub(super) fn meet(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
         (false, true) => Ok((complex(a)?, b.clone())),
         _ => Ok((a.clone(), b.clone())),
     }
+}
+
+/// As [`meet`], with the values in the dtype of the vectors.
+fn beside(x: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, values) = meet(x, values)?;
+    let values = values.to_dtype(x.dtype())?;
+    Ok((x, values))
 }
 
 /// `factor x` for real and complex x.

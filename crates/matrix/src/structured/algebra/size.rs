@@ -8,6 +8,8 @@ impl Map {
     pub fn rows(&self) -> usize {
         match self {
             Map::Identity { rows, .. } => *rows,
+            Map::Repeated { n, transposed: true, .. } => *n,
+            Map::Repeated { times, n, .. } => times * n,
             Map::Diagonal(values) => values.elem_count(),
             Map::Permutation(perm) => perm.len(),
             Map::Chain(chain) => chain.rows(),
@@ -25,6 +27,8 @@ impl Map {
     pub fn cols(&self) -> usize {
         match self {
             Map::Identity { cols, .. } => *cols,
+            Map::Repeated { n, transposed: false, .. } => *n,
+            Map::Repeated { times, n, .. } => times * n,
             Map::Diagonal(values) => values.elem_count(),
             Map::Permutation(perm) => perm.len(),
             Map::Chain(chain) => chain.cols(),
@@ -41,8 +45,8 @@ impl Map {
     /// Whether a real vector gives a complex result.
     pub fn is_complex(&self) -> bool {
         match self {
-            Map::Identity { .. } | Map::Permutation(_) | Map::Real(_) => false,
-            Map::ToeplitzLike { .. } => false,
+            Map::Identity { .. } | Map::Repeated { .. } | Map::Permutation(_) => false,
+            Map::Real(_) | Map::ToeplitzLike { .. } => false,
             Map::Diagonal(values) | Map::Dense(values) => values.dtype().is_complex(),
             Map::Toeplitz { col, row } => col.dtype().is_complex() || row.dtype().is_complex(),
             Map::Chain(chain) => chain.is_complex(),
@@ -55,7 +59,7 @@ impl Map {
     /// The tensors inside, in the order they occur.
     pub fn tensors(&self) -> Vec<Tensor> {
         match self {
-            Map::Identity { .. } | Map::Permutation(_) => Vec::new(),
+            Map::Identity { .. } | Map::Repeated { .. } | Map::Permutation(_) => Vec::new(),
             Map::Diagonal(values) | Map::Dense(values) => vec![values.clone()],
             Map::Toeplitz { col, row } => vec![col.clone(), row.clone()],
             Map::ToeplitzLike { g, h } => vec![g.clone(), h.clone()],
@@ -70,7 +74,7 @@ impl Map {
     /// nothing. A Toeplitz term has one diagonal less than the numbers in its column and row.
     pub fn parameters(&self) -> usize {
         match self {
-            Map::Identity { .. } | Map::Permutation(_) => 0,
+            Map::Identity { .. } | Map::Repeated { .. } | Map::Permutation(_) => 0,
             Map::Diagonal(values) | Map::Dense(values) => values.elem_count(),
             Map::Toeplitz { col, row } => col.elem_count() + row.elem_count() - 1,
             Map::ToeplitzLike { g, h } => g.elem_count() + h.elem_count(),
@@ -95,7 +99,10 @@ impl Map {
         // Complex: four products and four sums a multiply-add, six operations a product, two a sum.
         let (multiply_add, multiply, add) = if complex { (8, 6, 2) } else { (2, 1, 1) };
         match self {
-            Map::Identity { .. } | Map::Permutation(_) => 0,
+            Map::Identity { .. }
+            | Map::Repeated { transposed: false, .. }
+            | Map::Permutation(_) => 0,
+            Map::Repeated { times, n, .. } => add * ((times - 1) * n) as u64,
             Map::Diagonal(values) => multiply * values.elem_count() as u64,
             Map::Dense(values) => multiply_add * values.elem_count() as u64,
             Map::Chain(_) => multiply_add * self.parameters() as u64,

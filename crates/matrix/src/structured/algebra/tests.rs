@@ -34,6 +34,8 @@ fn maps() -> Vec<(&'static str, Map)> {
     vec![
         ("pad", Map::Identity { rows: 11, cols: 8 }),
         ("cut", Map::Identity { rows: 5, cols: 8 }),
+        ("repeated", Map::Repeated { times: 3, n: 8, transposed: false }),
+        ("summed", Map::Repeated { times: 4, n: 2, transposed: true }),
         ("diagonal", diagonal.clone()),
         ("permutation", perm.clone()),
         ("chain", real.clone()),
