@@ -1,8 +1,8 @@
 //! Structured weights of 4096 x 4096 on 256 rows, beside the dense matrix that they stand for.
 //!
-//! The operations are those of the structured product, so a dense matrix at the same rate would take
-//! `4096^2 / parameters` times as long. Peers compute the same product: a linear layer, and batched
-//! products with copies between them.
+//! The operations are those of the structured product, so a dense matrix at the same rate would
+//! take `4096^2 / parameters` times as long. Peers compute the same product: a linear layer, and
+//! batched products with copies between them.
 
 use super::{Case, Work, randn};
 use crate::Result;

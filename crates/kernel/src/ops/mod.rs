@@ -9,6 +9,7 @@ pub mod embedding;
 pub mod kronecker_sparse;
 pub mod linear;
 pub mod norm;
+pub mod optimizer;
 pub mod quantized;
 pub mod rms_norm_gated;
 pub mod rotary;
@@ -25,6 +26,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
         norm::cuda::variants(),
+        optimizer::variants(),
         rms_norm_gated::cuda::variants(),
         rotary::cuda::variants(),
         softmax::cuda::variants(),

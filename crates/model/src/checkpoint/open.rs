@@ -8,6 +8,7 @@ use crate::families::{self, Family, Renamed, parse_object, parts_of};
 use crate::formats::dequantized::{Dequantized, block_name};
 use crate::formats::torch::{self, TorchSource};
 use crate::{Error, Result};
+use danaus_kernel::ops::quantized::Activations;
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::safetensors::{Checkpoint, INDEX_NAME, SINGLE_NAME};
 use danaus_tensor::{DType, Device, ParamBuilder, Shape};
@@ -223,8 +224,11 @@ impl Opened {
     pub fn load(self, compute: Compute) -> Result<Model> {
         self.check_finite()?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let mut params = ParamBuilder::load(self.tensors(), dtype, Device::Cpu);
-        if dtype == DType::F32 {
+        let mut params = ParamBuilder::load(self.tensors(), dtype, compute.device);
+        if compute.device.is_cuda() {
+            // The matrix units take both factors in one type: cast once, not in every product.
+            params = params.matrices_as(compute.dtype);
+        } else if dtype == DType::F32 {
             // No second copy: bf16 and f16 matrices are widened in registers, f32 ones are the file.
             params = params.as_stored();
         }
@@ -313,6 +317,8 @@ impl Opened {
 
     fn complaints(&self, compute: Compute) -> Result<Vec<String>> {
         let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
+        // Parameters that do not exist yet are not quantised.
+        let compute = Compute { activations: Activations::F32, ..compute };
         let expected = Decoder::build(&outline, &self.config, compute)?;
         let source = Dequantized::new(self.tensors());
         let (mut missing, mut misshapen) = (Vec::new(), Vec::new());

@@ -135,6 +135,12 @@ impl Sampler {
         Self { sampling: sampling.clone(), stream, seen: HashMap::new() }
     }
 
+    /// Whether the largest logit is taken, whatever was said before.
+    pub(super) fn is_plain(&self) -> bool {
+        let greedy = self.sampling.temperature == 0.0 && self.sampling.logit_bias.is_empty();
+        greedy && !self.penalises()
+    }
+
     fn penalises(&self) -> bool {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
             self.sampling;

@@ -15,12 +15,12 @@ use crate::Result;
 use crate::measure::{Budget, Times, Variant, interleave, timed};
 use crate::roofline::Roofline;
 use danaus_kernel::ops::linear::{Extras, linear};
-use danaus_kernel::ops::quantized::quantized_linear;
+use danaus_kernel::ops::quantized::quantized_linear_with;
 use danaus_matrix::SeqBatch;
 use danaus_model::Decoder;
 use danaus_model::decoder::Compute;
 use danaus_model::generate::{Batching, Generator, Request, Sampling, read};
-use danaus_tensor::{DType, no_grad};
+use danaus_tensor::no_grad;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -36,8 +36,8 @@ const STEPS: usize = 24;
 pub struct GenerateCase {
     /// Whose speed.
     pub subject: Subject,
-    /// Type of activations and caches.
-    pub compute: DType,
+    /// Types of activations and caches, and where it runs.
+    pub compute: Compute,
     /// Sequences at a time.
     pub batch: usize,
     /// Folder with the peers' scripts; `None` measures ourselves alone.
@@ -53,7 +53,8 @@ pub struct GenerateRow {
     pub parameters: usize,
     /// Prompt tokens a second.
     pub prefill_rate: f64,
-    /// Share of the measured f32 peak that reading reaches (narrow types may exceed 1).
+    /// Share of the measured peak that reading reaches: f32 on the processor (narrow types may exceed 1),
+    /// bf16 products on a GPU.
     pub prefill_of_peak: f64,
     /// New tokens a second, all sequences together.
     pub decode_rate: f64,
@@ -86,8 +87,7 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// When the subject is unknown or no model, a peer fails, or there is no memory.
 pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
-    let compute = Compute { dtype: case.compute, recompute: false };
-    let decoder = case.subject.decoder(compute)?;
+    let decoder = case.subject.decoder(case.compute)?;
     let config = decoder.config();
     let parameters = config.elem_count()?;
     let mut reader = match &case.peers {
@@ -98,7 +98,7 @@ pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
         (0..length as u32).map(|at| (at * 7919 + 13) % config.vocab_size as u32).collect()
     };
     let long = prompt(LONG_PROMPT);
-    let mut reading = timed(|| Ok(read(&decoder, &long, None, Batching::default())?));
+    let mut reading = timed(|| Ok(read(&decoder, &long, None, Batching::of(&decoder))?));
     let budget = Budget { min_turns: 2, max_turns: 3, time: Duration::from_secs(2) };
     let times = match &mut reader {
         None => interleave(&mut [&mut reading as &mut Variant], budget)?,
@@ -157,7 +157,7 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
         ..Request::default()
     };
     let requests = std::slice::from_ref(&request);
-    let generator = Generator::new(decoder, requests, Batching::default())?;
+    let generator = Generator::new(decoder, requests, Batching::of(decoder))?;
     let mut moments = Vec::new();
     generator.run(|index, _| {
         if index == 0 {
@@ -191,16 +191,20 @@ fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
     for (weight, blocks) in subject::matrices(decoder) {
         let width = weight.dims()[1];
         let cols = blocks.map_or(width, |kind| width / kind.block_bytes() * kind.block_len());
-        pairs.push((super::randn(1, &[case.batch, cols], case.compute)?, weight, blocks, cols));
+        let x = super::randn(1, &[case.batch, cols], case.compute.dtype)?;
+        pairs.push((x.to_device(&case.compute.device)?, weight, blocks, cols));
     }
     let mut work = timed(|| {
         for (x, weight, blocks, cols) in &pairs {
             match blocks {
-                Some(kind) => quantized_linear(x, weight, *kind, *cols, Extras::default())?,
+                Some(kind) => {
+                    let mode = case.compute.activations.of_type(*kind);
+                    quantized_linear_with(x, weight, *kind, *cols, mode, Extras::default())?
+                }
                 None => linear(x, weight, Extras::default())?,
             };
         }
-        Ok(())
+        Ok(case.compute.device.synchronize()?)
     });
     let budget = Budget { min_turns: 5, max_turns: 20, time: Duration::from_secs(1) };
     Ok(interleave(&mut [&mut work as &mut Variant], budget)?[0].median())

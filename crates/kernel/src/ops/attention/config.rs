@@ -65,6 +65,27 @@ const SECTION_BYTES: usize = 32 << 20;
 /// Stages of the backward kernel's rings.
 const BACKWARD_STAGES: usize = 2;
 
+/// Keys of a part of a cache are a multiple of this many.
+pub const PART_GRAIN: usize = 64;
+/// Blocks of the decoding kernel that a multiprocessor holds.
+const DECODE_BLOCKS: usize = 3;
+/// Most parts of a sequence.
+const MAX_PARTS: usize = 256;
+/// What starting and joining a part costs, in keys.
+const PART_COST: usize = 48;
+
+/// Into how many parts the keys of a cache are cut, where there are `base` blocks without cutting: as many
+/// as make the waves of blocks shortest.
+pub fn parts(base: usize, k_len: usize, multiprocessors: usize) -> usize {
+    let slots = DECODE_BLOCKS * multiprocessors.max(1);
+    let most = k_len.div_ceil(2 * PART_GRAIN).clamp(1, MAX_PARTS);
+    let cost = |&parts: &usize| {
+        let keys = k_len.div_ceil(parts).next_multiple_of(PART_GRAIN);
+        (base * parts).div_ceil(slots) * (keys + if parts > 1 { PART_COST } else { 0 })
+    };
+    (1..=most).min_by_key(cost).unwrap_or(1)
+}
+
 impl Shape {
     /// Whether some queries see fewer keys than others.
     pub fn has_diagonal(&self) -> bool {
@@ -193,6 +214,23 @@ mod tests {
         assert_eq!(short.forward().shared_bytes(128), 196_752);
         assert_eq!(Shape { head_dim: 64, ..long }.backward().shared_bytes(64), 231_568);
         assert_eq!(Shape { head_dim: 256, ..long }.forward().shared_bytes(256), 229_520);
+    }
+
+    #[test]
+    fn parts_fill_the_chip_and_no_more() {
+        // One sequence with one key head: cut; thousands of them: whole.
+        assert_eq!(parts(8, 64, 132), 1);
+        assert!((40..=50).contains(&parts(8, 131_072, 132)));
+        assert_eq!(parts(4096, 4096, 132), 1);
+        for base in [1, 8, 100, 396, 500] {
+            for k_len in [1, 100, 4096, 131_072] {
+                let parts = parts(base, k_len, 132);
+                assert!(
+                    parts >= 1 && (parts == 1 || k_len / parts >= PART_GRAIN),
+                    "{base} {k_len}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Attention on Hopper GPUs: what the kernels serve, their arguments and launches.
+//! Attention on GPUs: what the kernels serve, their arguments and launches.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -11,10 +11,13 @@
 //! | `backward_pipeline.cuh`, `backward.cuh`, `backward_epilogue.cuh` | producer and writers, consumers, dk and dv |
 //! | `backward_rows.cuh` | query rows before and after |
 //! | `forward_entry.cuh`, `backward_entry.cuh` | entry points of one configuration |
+//! | `plain*.cuh`, `plain.rs` | every option on any chip, without matrix units |
+//! | `decode.cuh`, `cache.cuh`, `cache.rs` | few rows against a cache: append, parts, join |
 //!
-//! Served: bf16, equal head dims of 64, 128 and 256 (backward 64 and 128), grouped heads, causality,
-//! windows, softcap, packed sequences, gradients of out and lse. Everything else is an error that names
-//! it. Same inputs give the same bits: nothing is added in an order that depends on timing.
+//! The Hopper kernels serve bf16, equal head dims of 64, 128 and 256 (backward 64 and 128), grouped heads,
+//! causality, windows, softcap, packed sequences, gradients of out and lse; the plain kernels everything
+//! else, with head dims up to 256. Same inputs give the same bits: nothing is added in an order that
+//! depends on timing.
 //!
 //! # Measured facts
 //! H100 (80 GB, driver 580), 25 November 2026; figures of tile choices are in `config.rs`. TFLOP/s, ours :
@@ -46,8 +49,6 @@
 //!   alternating directions) were no faster than starting order, and could wait forever when the device
 //!   is shared.
 
-mod params;
-
 use super::config::{self, Shape};
 use super::prepare::{self, Prepared, readable};
 use super::problem::Problem;
@@ -68,6 +69,14 @@ macro_rules! header {
         Header { name: concat!("attention/", $name), text: include_str!($name) }
     };
 }
+
+/// What the plain and the decoding kernels are given.
+const PLAIN_PROBLEM: Header = header!("plain_problem.cuh");
+const PLAIN_TILES: Header = header!("plain_tiles.cuh");
+
+pub(super) mod cache;
+mod params;
+mod plain;
 
 const HEADERS: &[Header] = &[
     TYPES,
@@ -118,7 +127,6 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn new(prepared: &Prepared, problem: &'a Problem<'a>, q: &Tensor) -> Result<Self> {
         let sizes = &prepared.sizes;
-        refuse(problem, prepared, q)?;
         let longest = |len: fn(&super::problem::Sequence) -> usize| {
             problem.sequences.iter().map(len).max().unwrap_or(0)
         };
@@ -132,7 +140,7 @@ impl<'a> Call<'a> {
         let bounds = |start: fn(&super::problem::Sequence) -> [usize; 2]| {
             let ends = problem.sequences.iter().map(|sequence| start(sequence)[1] as i32);
             let list: Vec<i32> = std::iter::once(0).chain(ends).collect();
-            Tensor::from_vec(list, [problem.sequences.len() + 1], &q.device())
+            crate::lists::list(&list, &q.device())
         };
         let bounds = match sizes.packed {
             true => Some([
@@ -221,34 +229,21 @@ fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| Error::not_on_cuda(OP, format!("a size of {size}")))
 }
 
-/// Names what the kernels do not do.
-fn refuse(problem: &Problem, prepared: &Prepared, q: &Tensor) -> Result<()> {
+/// Whether the Hopper kernels do what is asked for; the plain ones do everything else.
+fn is_hopper(prepared: &Prepared, q: &Tensor, gradient: bool) -> Result<bool> {
     let sizes = &prepared.sizes;
-    let no = |what: String| Err(Error::not_on_cuda(OP, what));
-    let chip = q.gpu()?.arch();
-    if chip.number() != 90 {
-        return no(format!("a GPU of {chip}; the kernels are for sm_90a"));
-    }
-    if q.dtype() != DType::BF16 {
-        return no(format!("{}; valid: bf16", q.dtype()));
-    }
-    if ![64, 128, 256].contains(&sizes.head_dim) || sizes.value_dim != sizes.head_dim {
-        let dims = [sizes.head_dim, sizes.value_dim];
-        return no(format!("head dims {dims:?} of q and v; valid: both 64, 128 or 256"));
-    }
-    if problem.softmax_scale <= 0.0 {
-        return no(format!("softmax_scale {}; valid: above 0", problem.softmax_scale));
-    }
-    let options = [
-        ("alibi_slopes", problem.alibi.is_some()),
-        ("sinks", problem.sinks.is_some()),
-        ("dropout", problem.dropout.is_some()),
-        ("q_lens or k_lens", prepared.uses_lengths),
-    ];
-    match options.iter().find(|(_, given)| *given) {
-        Some((name, _)) => no((*name).to_owned()),
-        None => Ok(()),
-    }
+    let dims: &[usize] = if gradient { &[64, 128] } else { &[64, 128, 256] };
+    let positive = prepared.attributes.softmax_scale.is_none_or(|scale| scale > 0.0);
+    let plain = prepared.has_masks()
+        || prepared.has_biases
+        || prepared.uses_lengths
+        || prepared.attributes.p_drop > 0.0;
+    Ok(q.gpu()?.arch().number() == 90
+        && q.dtype() == DType::BF16
+        && dims.contains(&sizes.head_dim)
+        && sizes.value_dim == sizes.head_dim
+        && positive
+        && !plain)
 }
 
 /// A tensor (batch, rows, heads, dim) or (rows, heads, dim) as the kernels see it.
@@ -298,8 +293,12 @@ fn aligned(tensor: &Tensor) -> Result<Tensor> {
 
 /// Writes out and lse.
 pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+    let given = inputs[prepare::Q].ok_or_else(|| Error::internal("attention without q"))?;
+    if !is_hopper(prepared, given, false)? {
+        return plain::forward(prepared, inputs, outputs);
+    }
     let [q, k, v] = operands(|position| inputs[position])?;
-    let problem = problem(prepared)?;
+    let problem = prepared.problem()?;
     let call = Call::new(prepared, &problem, &q)?;
     let [out, lse] = outputs else {
         return Err(Error::internal("attention has two outputs"));
@@ -343,14 +342,6 @@ pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor
     Ok(())
 }
 
-/// The problem; masks would be read on the host.
-fn problem(prepared: &Prepared) -> Result<Problem<'_>> {
-    match prepared.has_masks() {
-        true => Err(Error::not_on_cuda(OP, "block_mask or keep")),
-        false => prepared.problem(),
-    }
-}
-
 fn operands<'a>(input: impl Fn(usize) -> Option<&'a Tensor>) -> Result<[Tensor; 3]> {
     let operand = |position: usize| {
         let found = input(position).map(aligned).transpose()?;
@@ -382,10 +373,21 @@ struct Workspace {
     dq_sum: DeviceBuffer,
 }
 
+/// Gradients in the places of their inputs.
+pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<Vec<Option<Tensor>>> {
+    if !is_hopper(prepared, ctx.input(prepare::Q)?, true)? {
+        return plain::backward(ctx, prepared);
+    }
+    let mut grads = vec![None; prepare::INPUTS];
+    let found = hopper_backward(ctx, prepared)?.map(Some);
+    grads[..=prepare::V].clone_from_slice(&found);
+    Ok(grads)
+}
+
 /// Gradients of q, k and v.
-pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3]> {
+fn hopper_backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3]> {
     let [q, k, v] = operands(|position| ctx.input(position).ok())?;
-    let problem = problem(prepared)?;
+    let problem = prepared.problem()?;
     let call = Call::new(prepared, &problem, &q)?;
     let fresh = |like: &Tensor| match call.packed || call.is_empty() {
         true => Tensor::zeros(like.shape(), like.dtype(), &like.device()),
@@ -394,10 +396,6 @@ pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3
     let mut grads = [fresh(&q)?, fresh(&k)?, fresh(&v)?];
     if call.is_empty() {
         return Ok(grads);
-    }
-    if call.shape.head_dim > 128 {
-        let what = "the gradient at head dim 256; valid: 64 or 128";
-        return Err(Error::not_on_cuda(OP, what));
     }
     let (out, lse) = (ctx.output(0)?.detach(), ctx.output(1)?.detach());
     let grad_out = aligned(&ctx.grad_or_zeros(0, &out)?)?;
@@ -510,5 +508,7 @@ pub(crate) fn variants() -> Vec<Variant> {
             }
         }
     }
+    all.extend(plain::variants());
+    all.extend(cache::variants());
     all
 }

@@ -20,8 +20,8 @@
 //! query heads of a key head are neighbouring rows, so grouped heads share every loaded key. Results
 //! have the same bits at any thread count.
 //!
-//! On Hopper GPUs (`cuda.rs`) the same contract holds for bf16 and the options that are named there; the
-//! others are errors.
+//! On GPUs (`cuda.rs`) the same contract holds, for head dims up to 256. Hopper kernels serve what language
+//! models use; plain ones everything else.
 //!
 //! Not here: dropout and other options in the cache form ([`attention_kvcache`]), biases other than
 //! ALiBi.

@@ -45,6 +45,11 @@ impl Op for AttentionOp {
         true
     }
 
+    fn host_inputs(&self) -> &'static [usize] {
+        // Work lists are made from bounds and lengths on the host.
+        &[prepare::CU_SEQLENS_Q, prepare::CU_SEQLENS_K, prepare::Q_LENS, prepare::K_LENS]
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let prepared = Prepared::new(inputs, self.0)?;
         if outputs.first().is_some_and(|out| out.device().is_cuda()) {
@@ -82,10 +87,7 @@ impl Op for AttentionOp {
         let inputs: Vec<Option<&Tensor>> = ctx.inputs.iter().map(Option::as_ref).collect();
         let prepared = Prepared::new(&inputs, self.0)?;
         if ctx.input(prepare::Q)?.device().is_cuda() {
-            let mut grads = vec![None; prepare::INPUTS];
-            let found = cuda::backward(ctx, &prepared)?.map(Some);
-            grads[..=prepare::V].clone_from_slice(&found);
-            return Ok(grads);
+            return cuda::backward(ctx, &prepared);
         }
         // SAFETY: `Prepared` checked every row against the shapes.
         unsafe {

@@ -1,10 +1,12 @@
-//! Factors with large blocks: every block is a matrix product on the engine of `danaus_tensor::gemm`.
+//! Factors with large blocks: every block is a matrix product on the engine of
+//! `danaus_tensor::gemm`.
 //!
 //! Between two factors a batch lies feature by feature, `[features, tokens]`. There a block of any
-//! Kronecker-sparse factor is a plain product `[rows, cols] [cols, tokens]` whose operands are rows at a
-//! distance of d: the permutations of the pattern are address patterns. The input is read, and a
-//! gradient written, as the rows of tokens that they are where d = 1 (the first factor of a Monarch
-//! matrix); the last factor of a Monarch matrix has d > 1, and its result is transposed once.
+//! Kronecker-sparse factor is a plain product `[rows, cols] [cols, tokens]` whose operands are rows
+//! at a distance of d: the permutations of the pattern are address patterns. The input is read, and
+//! a gradient written, as the rows of tokens that they are where d = 1 (the first factor of a
+//! Monarch matrix); the last factor of a Monarch matrix has d > 1, and its result is transposed
+//! once.
 
 use super::pattern::Step;
 use danaus_runtime::threads::{self, SharedMut};
@@ -76,7 +78,8 @@ fn block<T>(step: &Step, start: *const T) -> Mat<T> {
     }
 }
 
-/// The part of a batch that a block reads or writes, `[features, tokens]`, features at a distance of d.
+/// The part of a batch that a block reads or writes, `[features, tokens]`, features at a distance
+/// of d.
 fn panel<T>(batch: Batch<*const T>, features: usize, d: usize, tokens: usize) -> Mat<T> {
     Mat {
         ptr: batch.start,

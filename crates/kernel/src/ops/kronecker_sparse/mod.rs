@@ -1,8 +1,8 @@
 //! Products of Kronecker-sparse factors: butterfly and Monarch matrices, and everything between.
 //!
 //! A factor of pattern (a, b, c, d) is a matrix with the support of `I_a (x) ones(b, c) (x) I_d`
-//! ([`Pattern`]), stored as its dense blocks, `[a d, b, c]`. The operator multiplies the rows of x by a
-//! product of such factors, `y = x (W_last ... W_first)^T`:
+//! ([`Pattern`]), stored as its dense blocks, `[a d, b, c]`. The operator multiplies the rows of x
+//! by a product of such factors, `y = x (W_last ... W_first)^T`:
 //!
 //! | matrix | factors in the order they are applied |
 //! | --- | --- |
@@ -10,14 +10,15 @@
 //! | Monarch (Dao et al., ICML 2022) | `(k, q, p, 1)`, then `(1, s, r, l)` with `l r = k q` |
 //! | block-diagonal | `(blocks, out, in, 1)` |
 //!
-//! The canonical layouts of the field are this one: a twiddle `[pairs, 2, 2]`, w1 `[k, q, p]` and w2
-//! `[l, s, r]`. A transposed factor is a flag ([`Step`]): blocks are read with exchanged strides.
+//! The canonical layouts of the field are this one: a twiddle `[pairs, 2, 2]`, w1 `[k, q, p]` and
+//! w2 `[l, s, r]`. A transposed factor is a flag ([`Step`]): blocks are read with exchanged
+//! strides.
 //!
 //! # Method
-//! Runs of factors with small blocks go through tiles of rows that stay in cache (`tiles.rs`), those
-//! with large ones are grouped matrix products (`grouped.rs`). f64 with small blocks and complex numbers
-//! take the reference. A row's bits depend on that row alone (the *invariant* level): the choice is
-//! made by the patterns.
+//! Runs of factors with small blocks go through tiles of rows that stay in cache (`tiles.rs`),
+//! those with large ones are grouped matrix products (`grouped.rs`). f64 with small blocks and
+//! complex numbers take the reference. A row's bits depend on that row alone (the *invariant*
+//! level): the choice is made by the patterns.
 //!
 //! Backward recomputes what lies between the factors from x, so nothing but the inputs is saved.
 //! Gradients of complex numbers are conjugate: `dx = W^H dy`, `dW = dy x^H`.
@@ -65,11 +66,12 @@ pub struct Factor<'a> {
     pub transposed: bool,
 }
 
-/// `x (W_last ... W_first)^T` for factors in the order they are applied: `[.., cols]` to `[.., rows]`.
+/// `x (W_last ... W_first)^T` for factors in the order they are applied: `[.., cols]` to `[..,
+/// rows]`.
 ///
 /// # Errors
-/// When factors do not follow each other, values are missing, or dtypes differ (x in f64, f32, bf16,
-/// c64 or c128; values in the same, or f32 beside a bf16 x).
+/// When factors do not follow each other, values are missing, or dtypes differ (x in f64, f32,
+/// bf16, c64 or c128; values in the same, or f32 beside a bf16 x).
 pub fn kronecker_sparse(x: &Tensor, factors: &[Factor]) -> Result<Tensor> {
     let step = |(source, factor): (usize, &Factor)| Step {
         transposed: factor.transposed,

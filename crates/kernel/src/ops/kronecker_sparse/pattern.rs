@@ -2,11 +2,11 @@
 
 use danaus_tensor::{Error, Result};
 
-/// The support of a Kronecker-sparse factor: `I_a (x) ones(b, c) (x) I_d`, a matrix of `a b d` rows and
-/// `a c d` columns made of `a d` dense blocks of `b x c`.
+/// The support of a Kronecker-sparse factor: `I_a (x) ones(b, c) (x) I_d`, a matrix of `a b d` rows
+/// and `a c d` columns made of `a d` dense blocks of `b x c`.
 ///
-/// Block `g = i d + j` joins the rows `(i b + p) d + j` with the columns `(i c + q) d + j`. Values are
-/// stored block by block, `[a d, b, c]`.
+/// Block `g = i d + j` joins the rows `(i b + p) d + j` with the columns `(i c + q) d + j`. Values
+/// are stored block by block, `[a d, b, c]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pattern {
     /// Copies along the diagonal.

@@ -12,7 +12,8 @@ struct Stage {
     inp: usize,
 }
 
-/// Factors of strides `stride, 2 stride, 4 stride, ..`, applied in this order or in the reverse one.
+/// Factors of strides `stride, 2 stride, 4 stride, ..`, applied in this order or in the reverse
+/// one.
 pub(super) struct Butterfly {
     /// By stride, the smallest first.
     stages: [Stage; 4],

@@ -1,5 +1,5 @@
-//! The operators of this folder for the operator runner: the general product, and the two layouts that
-//! checkpoints of the field use.
+//! The operators of this folder for the operator runner: the general product, and the two layouts
+//! that checkpoints of the field use.
 
 use super::{NAME, Pattern, Step, packed};
 use crate::hook::listed;
@@ -12,8 +12,8 @@ const fn number(name: &'static str, shape: &'static str) -> Arg {
     Arg { name, shape, dtypes: NUMBERS, optional: false }
 }
 
-/// Monarch product, `y = L P R x`: w1 `[k, q, p]` holds the blocks of R, w2 `[l, s, r]` those of L with
-/// `l r = k q`; x `[.., k p]` to y `[.., s l]`.
+/// Monarch product, `y = L P R x`: w1 `[k, q, p]` holds the blocks of R, w2 `[l, s, r]` those of L
+/// with `l r = k q`; x `[.., k p]` to y `[.., s l]`.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -31,8 +31,8 @@ pub fn monarch(x: &Tensor, w1: &Tensor, w2: &Tensor) -> Result<Tensor> {
     packed(x, &steps, &[w1, w2])
 }
 
-/// The factors of a twiddle `[nblocks, log_n, n / 2, 2, 2]` of n points in the order they are applied,
-/// for the layout `[nblocks, log_n, stacks, n / 2, 2, 2]` of the values.
+/// The factors of a twiddle `[nblocks, log_n, n / 2, 2, 2]` of n points in the order they are
+/// applied, for the layout `[nblocks, log_n, stacks, n / 2, 2, 2]` of the values.
 ///
 /// Block b has increasing strides where `increasing` XOR (b odd).
 pub fn butterfly_steps(
@@ -75,8 +75,8 @@ pub fn twiddle_shape(twiddle: &Tensor) -> Result<[usize; 3]> {
     }
 }
 
-/// Butterfly product: x `[.., nstacks, in]` to y `[.., nstacks, out]`, with x cut or padded with zeros
-/// to n points and the first `out` results kept. Complex twiddles multiply a complex x.
+/// Butterfly product: x `[.., nstacks, in]` to y `[.., nstacks, out]`, with x cut or padded with
+/// zeros to n points and the first `out` results kept. Complex twiddles multiply a complex x.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, or `out` is not in 1..=n.

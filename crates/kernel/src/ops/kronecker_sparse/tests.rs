@@ -27,8 +27,8 @@ fn values(seed: u64, pattern: Pattern, dtype: DType) -> Tensor {
     randn(seed, &shape, DType::F64).affine(1.0 / fan, 0.0).unwrap().to_dtype(dtype).unwrap()
 }
 
-/// Products that take every path: merged and single butterflies in both directions, odd blocks, grouped
-/// products with d = 1 at either end and none, and a change between the paths.
+/// Products that take every path: merged and single butterflies in both directions, odd blocks,
+/// grouped products with d = 1 at either end and none, and a change between the paths.
 fn products() -> Vec<Vec<Pattern>> {
     let butterfly = |n: usize, strides: &[usize]| {
         strides.iter().map(|&stride| Pattern::butterfly(n, stride)).collect::<Vec<_>>()
@@ -52,7 +52,8 @@ fn steps(patterns: &[Pattern]) -> Vec<Step> {
 
 #[test]
 fn products_match_dense_factors_in_every_dtype() {
-    // f32: a few roundings of sums with unit variance; bf16: one rounding (2^-9) a factor and result.
+    // f32: a few roundings of sums with unit variance; bf16: one rounding (2^-9) a factor and
+    // result.
     for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-5), (DType::BF16, 2e-2)] {
         for (case, patterns) in products().iter().enumerate() {
             for rows in [1, 5, 33, 70] {

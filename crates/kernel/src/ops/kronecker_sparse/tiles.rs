@@ -1,11 +1,11 @@
 //! Factors with small blocks, above all butterflies: all factors on a tile of 32 rows of x at once.
 //!
 //! A tile lies feature by feature in a buffer that stays in the second-level cache, so that every
-//! vector operation works on one feature of many rows, no lane ever moves to another, and all strides
-//! are the same to it. Up to four neighbouring butterfly factors are merged into one pass of radix 16:
-//! sixteen vectors are read, multiplied by 32 blocks of 2 x 2 in registers, and written; x and y cross
-//! memory once, the tile crosses the cache once for four factors. Merging changes no bit: every
-//! element sees the same operations in the same order.
+//! vector operation works on one feature of many rows, no lane ever moves to another, and all
+//! strides are the same to it. Up to four neighbouring butterfly factors are merged into one pass
+//! of radix 16: sixteen vectors are read, multiplied by 32 blocks of 2 x 2 in registers, and
+//! written; x and y cross memory once, the tile crosses the cache once for four factors. Merging
+//! changes no bit: every element sees the same operations in the same order.
 //!
 //! Rows of a tile that do not exist are zeros, so that a row's bits do not depend on the others.
 
@@ -329,7 +329,8 @@ fn starts(sources: &[&[f32]]) -> Vec<usize> {
     starts
 }
 
-/// Gradients of `x` and of every source. Sums over rows are taken in fixed blocks and added in order.
+/// Gradients of `x` and of every source. Sums over rows are taken in fixed blocks and added in
+/// order.
 pub fn backward<T: Lane>(
     product: Product,
     (x, dy): (&[T], &[T]),

@@ -69,8 +69,8 @@ impl<T: Real> Plan<T> {
         vec![Complex::default(); self.bins()]
     }
 
-    /// The spectrum of `values` followed by zeros, divided by the length, so that an inverse transform
-    /// of products with it needs no factor.
+    /// The spectrum of `values` followed by zeros, divided by the length, so that an inverse
+    /// transform of products with it needs no factor.
     pub fn scaled_spectrum(&self, values: &[T], room: &mut Room<T>) -> Vec<Complex<T>> {
         let mut bins = self.zeros();
         self.spectrum(values, room, &mut bins);
@@ -88,7 +88,8 @@ impl<T: Real> Plan<T> {
         debug_assert!(done.is_ok(), "buffers of the plan's lengths");
     }
 
-    /// The first `values.len()` elements of the inverse transform, without its factor; destroys `bins`.
+    /// The first `values.len()` elements of the inverse transform, without its factor; destroys
+    /// `bins`.
     pub fn signal(&self, bins: &mut [Complex<T>], room: &mut Room<T>, values: &mut [T]) {
         let whole = self.whole_signal(bins, room);
         values.copy_from_slice(&whole[..values.len()]);

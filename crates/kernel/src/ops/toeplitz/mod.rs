@@ -1,20 +1,20 @@
-//! Toeplitz products by transforms, and the sums of products of triangular ones that matrices of low
-//! displacement rank are made of.
+//! Toeplitz products by transforms, and the sums of products of triangular ones that matrices of
+//! low displacement rank are made of.
 //!
-//! * `toeplitz`: `y = T x` with `T[i, j] = col[i - j]` for `i >= j` and `row[j - i]` above the diagonal
-//!   (`row[0]` is not used). T is the corner of a circulant matrix of size N >= rows + cols - 1, whose
-//!   product is a product of spectra.
-//! * `toeplitz_like`: `y = sum over i of L(G_i) L(H_i)^T x`, where `L(v)` is the lower triangular Toeplitz
-//!   matrix of first column v: the sum of Krylov matrices `K(Z, G_i) K(Z, H_i)^T` of the shift Z
-//!   (Thomas, Gu, Dao, Rudra, Re, NeurIPS 2018). x is transformed once, and r times between the two
-//!   factors: 2 r + 2 transforms of length 2 n a row.
+//! * `toeplitz`: `y = T x` with `T[i, j] = col[i - j]` for `i >= j` and `row[j - i]` above the
+//!   diagonal (`row[0]` is not used). T is the corner of a circulant matrix of size N >= rows +
+//!   cols - 1, whose product is a product of spectra.
+//! * `toeplitz_like`: `y = sum over i of L(G_i) L(H_i)^T x`, where `L(v)` is the lower triangular
+//!   Toeplitz matrix of first column v: the sum of Krylov matrices `K(Z, G_i) K(Z, H_i)^T` of the
+//!   shift Z (Thomas, Gu, Dao, Rudra, Re, NeurIPS 2018). x is transformed once, and r times between
+//!   the two factors: 2 r + 2 transforms of length 2 n a row.
 //!
 //! Backward stays in the spectra: gradients of x are products with conjugate ones, gradients of the
 //! parameters are sums over rows in the spectrum and one inverse transform at the end. Rows are
 //! independent of each other, sums over them are taken in fixed blocks and added in order.
 //!
-//! Transforms are `realfft`'s, in f64 for f64 and in f32 for f32 and bf16. Cancellation makes the error
-//! of an element `eps log2(N)` of the largest, not of its own size.
+//! Transforms are `realfft`'s, in f64 for f64 and in f32 for f32 and bf16. Cancellation makes the
+//! error of an element `eps log2(N)` of the largest, not of its own size.
 
 pub mod fft;
 mod like;
@@ -36,7 +36,8 @@ use num_complex::Complex;
 /// Tasks of a backward pass at most: each has its own sums of spectra.
 const BACKWARD_TASKS: usize = 8;
 
-/// `T x` along the last dimension: `[.., cols]` to `[.., rows]`, for `col` `[rows]` and `row` `[cols]`.
+/// `T x` along the last dimension: `[.., cols]` to `[.., rows]`, for `col` `[rows]` and `row`
+/// `[cols]`.
 ///
 /// # Errors
 /// When shapes do not fit or dtypes are not f64, f32 or bf16 (all the same).

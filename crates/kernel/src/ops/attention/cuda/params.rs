@@ -67,6 +67,8 @@ pub struct BackwardParams {
     pub dv: Rows,
 }
 
+// SAFETY: plain fields in the order of the kernel's struct.
+unsafe impl Argument for Rows {}
 // SAFETY: plain fields in the order of the kernel's struct; the padding after `Schedule::section` is
 // that of the C++ struct and never read.
 unsafe impl Argument for ForwardParams {}
