@@ -6,6 +6,7 @@ mod chat;
 mod convert;
 mod devices;
 mod eval;
+mod factor;
 mod generate;
 mod inspect;
 mod kernels;
@@ -40,6 +41,8 @@ pub enum Command {
     Tokenizer(tokenizer::TokenizerCommand),
     /// Convert a model to another format, quantised or not
     Convert(convert::ConvertArgs),
+    /// Find the fast algorithm of a matrix, or the nearest structured one
+    Factor(factor::FactorArgs),
     /// Say what a model folder, GGUF, PyTorch or tensor file holds, and what is wrong with it
     Inspect(inspect::InspectArgs),
     /// List operators, or run one on tensors from a file
@@ -71,6 +74,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => eval::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command),
         Command::Convert(args) => convert::run(&args),
+        Command::Factor(args) => factor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
         Command::Attention(command) => attention::run(&command),

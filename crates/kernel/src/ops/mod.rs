@@ -6,6 +6,7 @@ pub mod conv1d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod kronecker_sparse;
 pub mod linear;
 pub mod norm;
 pub mod optimizer;
@@ -15,6 +16,7 @@ pub mod rotary;
 pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
+pub mod toeplitz;
 
 /// Kernels of every folder that `danaus kernels build` compiles.
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
@@ -41,6 +43,7 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     cross_entropy::linear::SPECS,
     dropout::SPECS,
     embedding::SPECS,
+    kronecker_sparse::SPECS,
     linear::SPECS,
     norm::SPECS,
     quantized::SPECS,
@@ -49,4 +52,5 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     selective_scan::SPECS,
     softmax::SPECS,
     ssd::SPECS,
+    toeplitz::SPECS,
 ];
