@@ -5,6 +5,8 @@
 //! second-level cache. The share is that of the copy measured in the same process for memory-bound
 //! cases, and of the largest matrix product of the same type for the others.
 
+mod ssd;
+
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::swiglu;
 use danaus_kernel::ops::attention::{AttentionOptions, attention};
@@ -21,6 +23,7 @@ pub const SUITES: &[(&str, &str)] = &[
     ("gemm", "matrix products"),
     ("elementwise", "formulas, reductions, softmax, norm"),
     ("attention", "attention, forward alone and with its backward"),
+    ("ssd", "state space duality, its decoding step, selective scan, convolution"),
     ("launch", "small operators one by one and replayed as a graph"),
 ];
 
@@ -77,6 +80,9 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
     })?;
     if matches!(suite, "attention" | "all") {
         bench.attention(&mut report)?;
+    }
+    if matches!(suite, "ssd" | "all") {
+        bench.ssd(&mut report)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 mod attention;
 mod operators;
 mod runtime;
+mod ssd;
 mod tensors;
 
 use danaus::tensor::rng::Rng;

@@ -34,6 +34,7 @@ mod api;
 pub(crate) mod arrays;
 pub mod config;
 pub mod cpu;
+pub(crate) mod cuda;
 mod op;
 pub mod reference;
 pub mod runs;
