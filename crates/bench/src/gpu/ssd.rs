@@ -146,7 +146,9 @@ impl Bench {
         let options = ConvOptions { silu: true, channel_last: true };
         let what = format!("causal_conv1d bf16, {batch} x {len}, {channels} channels, width 4, silu");
         report(&self.case(what, (0.0, 2.0 * x.bytes() as f64), || {
-            let inputs = ConvInputs::new(&x, &weight);
+            let (bias, initial_states, seq_idx, cu_seqlens) = (None, None, None, None);
+            let (x, weight) = (&x, &weight);
+            let inputs = ConvInputs { x, weight, bias, initial_states, seq_idx, cu_seqlens };
             Ok(no_grad(|| causal_conv1d(&inputs, &options)).map(drop)?)
         })?);
         Ok(())

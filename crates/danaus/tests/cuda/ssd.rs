@@ -1,4 +1,4 @@
-//! State space duality: the GPU's kernels against the processor's, on shapes around the chunks (32, 64)
+//! State space duality, selective scan, convolution: the GPU's kernels against the processor's, on shapes around the chunks (32, 64)
 //! and the warps' parts of the state.
 //!
 //! The recurrence and the generic backward pass differ from the processor by the order of f32 (f64) sums,
@@ -8,6 +8,10 @@
 //! such products.
 
 use crate::{FLOATS, check, gpu, randn, values};
+use danaus::kernel::ops::conv1d::{
+    ConvInputs, ConvOptions, causal_conv1d, causal_conv1d_update,
+};
+use danaus::kernel::ops::selective_scan::{ScanInputs, ScanOptions, selective_scan};
 use danaus::kernel::ops::ssd::{
     SsdCoreInputs, SsdInputs, SsdOptions, SsdStepInputs, ssd, ssd_core, ssd_step,
 };
@@ -258,5 +262,102 @@ fn results_and_gradients_have_the_same_bits_on_every_run() {
     let first = run().unwrap();
     for _ in 0..5 {
         assert!(run().unwrap() == first);
+    }
+}
+
+fn scan_inputs(dtype: DType, [batch, len, channels, groups, n]: [usize; 5]) -> Vec<Tensor> {
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let rows = [batch, len, channels];
+    let small = |seed, shape: &[usize]| randn(seed, shape, dtype).affine(0.5, 0.0).unwrap();
+    vec![
+        randn(1, &rows, dtype),
+        small(2, &rows),
+        randn(3, &[channels, n], wide).exp().unwrap().affine(-1.0, 0.0).unwrap(),
+        small(4, &[batch, len, groups, n]),
+        small(5, &[batch, len, groups, n]),
+        randn(6, &[channels], wide),
+        randn(7, &rows, dtype),
+        randn(8, &[channels], wide).affine(0.3, 0.0).unwrap(),
+        randn(9, &[batch, channels, n], wide),
+    ]
+}
+
+#[test]
+fn selective_scan_of_every_form() {
+    let options = ScanOptions { delta_softplus: true, channel_last: true };
+    for dtype in FLOATS {
+        for sizes in [[2, 37, 200, 1, 16], [1, 8, 6, 3, 4], [1, 19, 40, 2, 64], [2, 9, 5, 1, 100]] {
+            let what = format!("scan {dtype} {sizes:?}");
+            let all = scan_inputs(dtype, sizes);
+            check(&what, &all[..5], |t| {
+                let inputs = ScanInputs::new(&t[0], &t[1], &t[2], &t[3], &t[4]);
+                selective_scan(&inputs, &options).map(outputs)
+            });
+            check(&format!("{what}, all"), &all, |t| {
+                let inputs = ScanInputs {
+                    d: Some(&t[5]),
+                    z: Some(&t[6]),
+                    delta_bias: Some(&t[7]),
+                    initial_states: Some(&t[8]),
+                    ..ScanInputs::new(&t[0], &t[1], &t[2], &t[3], &t[4])
+                };
+                selective_scan(&inputs, &options).map(outputs)
+            });
+        }
+        let [channels, n] = [40, 16];
+        let mut all = scan_inputs(dtype, [1, 60, channels, 2, n]);
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        all[3] = randn(10, &[channels, n], wide);
+        let seq: Vec<i32> = (0..60).map(|t| (t > 20) as i32 + (t > 41) as i32).collect();
+        let seq = Tensor::from_vec(seq, [1, 60], &Device::Cpu).unwrap();
+        check(&format!("scan {dtype}, constant B, packed"), &all, |t| {
+            let initial_states = Some(&t[8]);
+            let inputs = ScanInputs::new(&t[0], &t[1], &t[2], &t[3], &t[4]);
+            let inputs = ScanInputs { initial_states, seq_idx: Some(&seq), ..inputs };
+            selective_scan(&inputs, &options).map(outputs)
+        });
+    }
+}
+
+#[test]
+fn convolution_in_pieces_and_its_decoding_step() {
+    for dtype in FLOATS {
+        for (batch, len, channels, width) in [(2, 70, 64, 4), (1, 9, 256, 3), (3, 16, 24, 2)] {
+            let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+            let seq: Vec<i32> = (0..batch * len).map(|t| (t % len > 5) as i32).collect();
+            let seq = Tensor::from_vec(seq, [batch, len], &Device::Cpu).unwrap();
+            let all = [
+                randn(1, &[batch, len, channels], dtype),
+                randn(2, &[channels, width], wide),
+                randn(3, &[channels], wide),
+                randn(4, &[batch, channels, width - 1], wide),
+            ];
+            for packed in [false, true] {
+                check(&format!("conv {dtype} {batch} x {len} x {channels}"), &all, |t| {
+                    let inputs = ConvInputs {
+                        x: &t[0],
+                        weight: &t[1],
+                        bias: Some(&t[2]),
+                        initial_states: Some(&t[3]),
+                        seq_idx: packed.then_some(&seq),
+                        cu_seqlens: None,
+                    };
+                    causal_conv1d(&inputs, &ConvOptions { silu: true, channel_last: true })
+                        .map(outputs)
+                });
+            }
+            let x = randn(5, &[batch, channels, 3], dtype);
+            let state = randn(6, &[batch, channels, 5], wide);
+            let at: Vec<i64> = (0..batch as i64).map(|row| 3 + 4 * row).collect();
+            let at = Tensor::from_vec(at, [batch], &Device::Cpu).unwrap();
+            let step = [x, state, all[1].clone(), all[2].clone(), at];
+            for ring in [false, true] {
+                check(&format!("conv update {dtype}, ring {ring}"), &step, |t| {
+                    let t: Vec<Tensor> = t.iter().map(Tensor::detach).collect();
+                    let at = ring.then_some(&t[4]);
+                    causal_conv1d_update(&t[0], &t[1], &t[2], Some(&t[3]), at, true).map(outputs)
+                });
+            }
+        }
     }
 }

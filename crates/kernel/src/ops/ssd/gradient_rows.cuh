@@ -62,7 +62,8 @@ private:
             wgmma::commit();
             load_operand(dy, pipeline.at(Storage::kDy));
             const float pass = state_product();
-            if (lane_index() == 0) store_number(pipeline.own(Storage::kPass) + 4 * (warp_index() % 4), pass);
+            const u32 pass_at = pipeline.own(Storage::kPass) + 4 * (warp_index() % 4);
+            if (lane_index() == 0) store_number(pass_at, pass);
             wgmma::wait<0>();
             wgmma::settle(g);
             wgmma::settle(y);
