@@ -106,7 +106,8 @@ impl Bench {
         let state = self.random(9, &[batch, heads, HEAD_DIM, d_state], DType::F32)?;
         let options = SsdOptions { dt_softplus: true, ..SsdOptions::default() };
         let bytes = 2.0 * state.bytes() as f64;
-        let what = format!("ssd_step, {batch} sequences, {heads} heads x 64, n {d_state}, f32 state");
+        let what =
+            format!("ssd_step, {batch} sequences, {heads} heads x 64, n {d_state}, f32 state");
         report(&self.case(what, (3.0 * bytes / 4.0, bytes), || {
             let (x, dt, a, b, c, state) = (&x, &dt, &a, &b, &c, &state);
             let (d, z, dt_bias) = (Some(&d), None, Some(&bias));
@@ -133,7 +134,8 @@ impl Bench {
             selective_scan(&ScanInputs::new(u, delta, a, b, c), &options)
         };
         let bytes = 3.0 * leaves[0].bytes() as f64;
-        let what = format!("selective_scan bf16, {batch} x {len}, {channels} channels, n {d_state}");
+        let what =
+            format!("selective_scan bf16, {batch} x {len}, {channels} channels, n {d_state}");
         let exps = (TOKENS * channels * d_state) as f64;
         report(&self.case(what.clone(), (5.0 * exps, bytes), || Ok(no_grad(run).map(drop)?))?);
         let grad = wide(6)?;
@@ -144,7 +146,8 @@ impl Bench {
         let x = leaves[0].detach();
         let weight = self.random(7, &[channels, 4], DType::F32)?;
         let options = ConvOptions { silu: true, channel_last: true };
-        let what = format!("causal_conv1d bf16, {batch} x {len}, {channels} channels, width 4, silu");
+        let what =
+            format!("causal_conv1d bf16, {batch} x {len}, {channels} channels, width 4, silu");
         report(&self.case(what, (0.0, 2.0 * x.bytes() as f64), || {
             let (bias, initial_states, seq_idx, cu_seqlens) = (None, None, None, None);
             let (x, weight) = (&x, &weight);

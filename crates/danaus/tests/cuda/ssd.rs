@@ -8,9 +8,7 @@
 //! such products.
 
 use crate::{FLOATS, check, gpu, randn, values};
-use danaus::kernel::ops::conv1d::{
-    ConvInputs, ConvOptions, causal_conv1d, causal_conv1d_update,
-};
+use danaus::kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d, causal_conv1d_update};
 use danaus::kernel::ops::selective_scan::{ScanInputs, ScanOptions, selective_scan};
 use danaus::kernel::ops::ssd::{
     SsdCoreInputs, SsdInputs, SsdOptions, SsdStepInputs, ssd, ssd_core, ssd_step,
@@ -204,9 +202,7 @@ fn matrix_kernels_of_every_option() {
             });
             let mut all = inputs(&case, DType::BF16);
             all.extend(extras(&case, DType::BF16, batch));
-            check_matrix(&format!("{what}, all"), &all, |t| {
-                ssd(&full(t), &options()).map(outputs)
-            });
+            check_matrix(&format!("{what}, all"), &all, |t| ssd(&full(t), &options()).map(outputs));
         }
     }
 }
@@ -249,8 +245,7 @@ fn results_and_gradients_have_the_same_bits_on_every_run() {
     let case = Case { batch: 1, len: 1000, heads: 6, groups: 1, head_dim: 64, d_state: 128 };
     let run = || -> Result<Vec<f64>> {
         let leaf = |input: &Tensor| Ok(input.to_device(&device)?.tracked());
-        let t: Vec<Tensor> =
-            inputs(&case, DType::BF16).iter().map(leaf).collect::<Result<_>>()?;
+        let t: Vec<Tensor> = inputs(&case, DType::BF16).iter().map(leaf).collect::<Result<_>>()?;
         let (y, _) = ssd(&SsdInputs::new(&t[0], &t[1], &t[2], &t[3], &t[4]), &options())?;
         let grads = y.sum_all()?.backward()?;
         let mut bits = values(&y);

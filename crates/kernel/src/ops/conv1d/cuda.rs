@@ -142,8 +142,12 @@ impl Conv<'_> {
             // states inside theirs; the output is fresh.
             unsafe {
                 match self.in_pieces([x, to]) {
-                    true => self.kernel(&tables, "forward_tiles")?.launch(&self.tiles()?, &arguments)?,
-                    false => self.kernel(&tables, "forward")?.launch(&threads(count)?, &arguments)?,
+                    true => {
+                        self.kernel(&tables, "forward_tiles")?.launch(&self.tiles()?, &arguments)?
+                    }
+                    false => {
+                        self.kernel(&tables, "forward")?.launch(&threads(count)?, &arguments)?
+                    }
                 }
             };
         }

@@ -3,9 +3,11 @@
 // per token and their rows aligned to 16 bytes and d_state is LANES STATES (bit 0), and whether B (bit 1)
 // and C (bit 2) are constant instead.
 //
-// A run is a thread block's row of the grid; a block has 128 lanes of channels of one group. Backward keeps
-// the state at every CHUNK tokens, and walks the chunks from the last: forward through a chunk with the
-// states in shared memory, which only the thread itself reads, and then back.
+// A run is a thread block's row of the grid; a block has 128 lanes of channels of one group. Tokens go by
+// chunks: while one is computed the next is on its way, u and delta to registers, B and C, which all
+// channels of the block read, to shared memory. Backward keeps the state before every chunk, and walks the
+// chunks from the last: forward through a chunk with the states in shared memory, which only the thread
+// itself reads, and then back.
 #pragma once
 #include "scalar.cuh"
 #include "ssd/problem.cuh"
@@ -18,6 +20,7 @@ using namespace danaus::ssd;
 typedef ELEMENT T;
 typedef typename Accumulator<T>::type A;
 constexpr int kLanes = LANES, kStates = STATES, kThreads = 128, kChannels = kThreads / kLanes;
+constexpr int kTile = 8;  // tokens of a chunk
 constexpr bool kVector = MAPS & 1, kConstantB = MAPS & 2, kConstantC = MAPS & 4;
 
 // Row strides are in elements. B and C are rows of all groups, or by channel.
@@ -85,16 +88,63 @@ DEVICE void load_part(A (&to)[kStates], const E* row, const Place& at, int n) {
     }
 }
 
-// What a thread reads for one token.
-struct Token {
-    A u, delta, b[kStates], c[kStates];
+// B and C of chunks, in shared memory: two chunks where they fit.
+constexpr int kRow = kLanes * kStates, kMapBytes = kTile * 2 * kRow * sizeof(T);
+constexpr int kBuffers = 2 * kMapBytes <= 32768 ? 2 : 1;
 
-    DEVICE void load(const Arrays& from, const Problem& p, const Place& at, i64 token) {
-        u = Cast<A, T>::of(from.u[token * from.u_row + at.channel]);
-        delta = Cast<A, T>::of(from.delta[token * from.delta_row + at.channel]);
+struct Maps {
+    T rows[kBuffers][2][kTile][kRow];
+
+    // Sends one chunk's rows on their way to a buffer.
+    DEVICE void fetch(const Arrays& from, const Problem& p, const Place& at, const Chunk& chunk, int buffer) {
         const i64 group = (i64)at.group * p.d_state;
-        if constexpr (!kConstantB) load_part(b, static_cast<const T*>(from.b) + token * from.b_row + group, at, p.d_state);
-        if constexpr (!kConstantC) load_part(c, static_cast<const T*>(from.c) + token * from.c_row + group, at, p.d_state);
+        if constexpr (!kConstantB) fetch(rows[buffer][0], static_cast<const T*>(from.b) + chunk.start * from.b_row + group, from.b_row, chunk.rows, p.d_state);
+        if constexpr (!kConstantC) fetch(rows[buffer][1], static_cast<const T*>(from.c) + chunk.start * from.c_row + group, from.c_row, chunk.rows, p.d_state);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+
+    DEVICE static void fetch(T (&to)[kTile][kRow], const T* from, i64 row, int rows, int n) {
+        constexpr int kCount = kVector ? 16 / sizeof(T) : 1, kPieces = kRow / kCount > 0 ? kRow / kCount : 1;
+        for (int i = threadIdx.x; i < rows * kPieces; i += kThreads) {
+            const int r = i / kPieces, column = i % kPieces * kCount;
+            T* target = &to[r][column];
+            const T* source = from + r * row + column;
+            if constexpr (kVector) {
+                const u32 address = static_cast<u32>(__cvta_generic_to_shared(target));
+                asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
+            } else if (column < n) {
+                *target = *source;
+            }
+        }
+    }
+
+    DEVICE static void arrive() {
+        asm volatile("cp.async.wait_group 0;" ::: "memory");
+        __syncthreads();
+    }
+};
+
+// What a thread reads of a chunk for itself.
+struct Rows {
+    T u[kTile], delta[kTile];
+
+    DEVICE void load(const Arrays& from, const Place& at, const Chunk& chunk) {
+#pragma unroll
+        for (int row = 0; row < kTile; ++row) {
+            if (row >= chunk.rows) break;
+            u[row] = from.u[(chunk.start + row) * from.u_row + at.channel];
+            delta[row] = from.delta[(chunk.start + row) * from.delta_row + at.channel];
+        }
+    }
+};
+
+// B and C of one token, or of all.
+struct Token {
+    A b[kStates], c[kStates];
+
+    DEVICE void load(const Maps& maps, int buffer, int row, const Place& at, int n) {
+        if constexpr (!kConstantB) load_part(b, maps.rows[buffer][0][row], at, n);
+        if constexpr (!kConstantC) load_part(c, maps.rows[buffer][1][row], at, n);
     }
 
     DEVICE void load_constants(const Arrays& from, const Problem& p, const Place& at) {
@@ -135,41 +185,70 @@ DEVICE i64 checkpoint(const Problem& p, i64 chunk, int k, const Place& at) {
     return ((chunk * kStates + k) * p.heads + at.channel) * kLanes + at.part;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+// Steps through chunks with the next one on its way. `order` gives the chunk of a step.
+template <class Order, class Load, class Compute>
+DEVICE void each_chunk(Maps& maps, const Arrays& arrays, const Problem& p, const Place& at, int count, Order order, Load load, Compute compute) {
+    if (count == 0) return;
+    load(order(0));
+    if constexpr (kBuffers == 2) maps.fetch(arrays, p, at, order(0), 0);
+    for (int step = 0; step < count; ++step) {
+        const int buffer = kBuffers == 2 ? step % 2 : 0;
+        if constexpr (kBuffers == 1) {
+            __syncthreads();
+            maps.fetch(arrays, p, at, order(step), 0);
+        }
+        Maps::arrive();
+        if (kBuffers == 2 && step + 1 < count) maps.fetch(arrays, p, at, order(step + 1), 1 - buffer);
+        compute(step, buffer);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 scan(const Arrays arrays, const Problem p, const StepOptions options) {
+    __shared__ __align__(16) Maps maps;
     const Place at(p);
     const Run run = run_at(p, at.run);
     const Channel channel(arrays, p, at);
     A state[kStates];
     load_state(state, arrays.initial, run.initial, p, at);
-    const i64 end = run.start + run.length;
-    Token now, next;
-    next.load_constants(arrays, p, at);
-    if (run.length > 0) next.load(arrays, p, at, run.start);
-    for (i64 token = run.start; token < end; ++token) {
-        now = next;
-        if (token + 1 < end) next.load(arrays, p, at, token + 1);
-        if (arrays.checkpoints && (token - run.start) % p.chunk == 0 && at.valid) {
-            const i64 chunk = run.first_chunk + (token - run.start) / p.chunk;
+    Token token;
+    token.load_constants(arrays, p, at);
+    Rows next;
+    const int count = chunks_of(p, run.length);
+    const auto order = [&](int step) { return chunk_of(p, run, run.first_chunk + step); };
+    const auto load = [&](const Chunk& chunk) { next.load(arrays, at, chunk); };
+    const auto compute = [&](int step, int buffer) {
+        const Chunk chunk = order(step);
+        const Rows now = next;
+        if (step + 1 < count) load(order(step + 1));
+        if (arrays.checkpoints && at.valid) {
 #pragma unroll
-            for (int k = 0; k < kStates; ++k) arrays.checkpoints[checkpoint(p, chunk, k, at)] = state[k];
+            for (int k = 0; k < kStates; ++k) arrays.checkpoints[checkpoint(p, run.first_chunk + step, k, at)] = state[k];
         }
-        const A step = step_size<A>(now.delta, channel.bias, options).value, factor = step * now.u;
-        A y = 0;
 #pragma unroll
-        for (int k = 0; k < kStates; ++k) {
-            state[k] = power(step * channel.rate[k]) * state[k] + factor * now.b[k];
-            y += state[k] * now.c[k];
-        }
-        if (arrays.y) {
-            y = lanes_sum(y) + channel.skip * now.u;
-            if (arrays.z) {
-                const A gate = Cast<A, T>::of(arrays.z[token * arrays.z_row + at.channel]);
-                y *= gate / ((A)1 + exp(-gate));
+        for (int row = 0; row < kTile; ++row) {
+            if (row >= chunk.rows) break;
+            token.load(maps, buffer, row, at, p.d_state);
+            const A u = Cast<A, T>::of(now.u[row]);
+            const A size = step_size<A>(Cast<A, T>::of(now.delta[row]), channel.bias, options).value, factor = size * u;
+            A y = 0;
+#pragma unroll
+            for (int k = 0; k < kStates; ++k) {
+                state[k] = power(size * channel.rate[k]) * state[k] + factor * token.b[k];
+                y += state[k] * token.c[k];
             }
-            if (at.part == 0 && at.valid) arrays.y[token * p.heads + at.channel] = Cast<T, A>::of(y);
+            if (arrays.y) {
+                const i64 at_row = chunk.start + row;
+                y = lanes_sum(y) + channel.skip * u;
+                if (arrays.z) {
+                    const A gate = Cast<A, T>::of(arrays.z[at_row * arrays.z_row + at.channel]);
+                    y *= gate / ((A)1 + exp(-gate));
+                }
+                if (at.part == 0 && at.valid) arrays.y[at_row * p.heads + at.channel] = Cast<T, A>::of(y);
+            }
         }
-    }
+    };
+    each_chunk(maps, arrays, p, at, count, order, load, compute);
     if (arrays.last && run.last >= 0) store_part(arrays.last, state, run.last, p, at);
 }
 
@@ -205,18 +284,17 @@ struct Reverse {
     const Channel channel;
     A dstate[kStates], da[kStates], db[kStates], dc[kStates];
     A dskip = 0, dbias = 0;
-    A* kept;  // [row][state][thread]
+    A* kept;  // [row][state, u, delta and dy][thread]
 
-    DEVICE A& before(int row, int k) { return kept[(row * kStates + k) * kThreads + threadIdx.x]; }
+    DEVICE A& before(int row, int k) { return kept[(row * (kStates + 3) + k) * kThreads + threadIdx.x]; }
 
     // Forward through a chunk, keeping the state before each token.
-    DEVICE void replay(const Chunk& chunk, i64 index, Token& token) {
-        A state[kStates];
-#pragma unroll
-        for (int k = 0; k < kStates; ++k) state[k] = arrays.checkpoints[checkpoint(p, index, k, at)];
+    DEVICE void replay(const Chunk& chunk, A (&state)[kStates], const Maps& maps, int buffer, Token& token) {
+#pragma unroll 1
         for (int row = 0; row < chunk.rows; ++row) {
-            token.load(arrays, p, at, chunk.start + row);
-            const A step = step_size<A>(token.delta, channel.bias, options).value, factor = step * token.u;
+            token.load(maps, buffer, row, at, p.d_state);
+            const A step = step_size<A>(before(row, kStates + 1), channel.bias, options).value;
+            const A factor = step * before(row, kStates);
 #pragma unroll
             for (int k = 0; k < kStates; ++k) {
                 before(row, k) = state[k];
@@ -235,18 +313,18 @@ struct Reverse {
         return dy * gate * sigmoid;
     }
 
-    DEVICE void back(i64 row_at, int row, Token& token) {
-        token.load(arrays, p, at, row_at);
-        const StepSize<A> step = step_size<A>(token.delta, channel.bias, options);
-        const A factor = step.value * token.u;
+    DEVICE void back(i64 row_at, int row, const Token& token) {
+        const A u = before(row, kStates);
+        A dy = before(row, kStates + 2);
+        const StepSize<A> step = step_size<A>(before(row, kStates + 1), channel.bias, options);
+        const A factor = step.value * u;
         A decay[kStates], y = 0;
 #pragma unroll
         for (int k = 0; k < kStates; ++k) {
             decay[k] = power(step.value * channel.rate[k]);
             y += (decay[k] * before(row, k) + factor * token.b[k]) * token.c[k];
         }
-        A dy = at.valid ? Cast<A, T>::of(arrays.dy[row_at * arrays.dy_row + at.channel]) : (A)0;
-        if (arrays.z) dy = through_gate(row_at, dy, lanes_sum(y) + channel.skip * token.u);
+        if (arrays.z) dy = through_gate(row_at, dy, lanes_sum(y) + channel.skip * u);
         A through_b = 0, through_decay = 0, db_now[kStates], dc_now[kStates];
 #pragma unroll
         for (int k = 0; k < kStates; ++k) {
@@ -261,9 +339,9 @@ struct Reverse {
             dstate[k] *= decay[k];
         }
         through_b = lanes_sum(through_b);
-        const A dstep = (token.u * through_b + lanes_sum(through_decay) * (A)(1 / kLog2)) * step.slope;
+        const A dstep = (u * through_b + lanes_sum(through_decay) * (A)(1 / kLog2)) * step.slope;
         dbias += dstep;
-        dskip += dy * token.u;
+        dskip += dy * u;
         if (at.part == 0 && at.valid) {
             arrays.du[row_at * p.heads + at.channel] = Cast<T, A>::of(step.value * through_b + channel.skip * dy);
             arrays.ddelta[row_at * p.heads + at.channel] = Cast<T, A>::of(dstep);
@@ -288,17 +366,47 @@ struct Reverse {
         }
     }
 
-    DEVICE void walk() {
+    DEVICE void walk(Maps& maps) {
         load_state(dstate, arrays.dlast, run.last, p, at);
 #pragma unroll
         for (int k = 0; k < kStates; ++k) da[k] = db[k] = dc[k] = 0;
         Token token;
         token.load_constants(arrays, p, at);
-        for (int index = chunks_of(p, run.length) - 1; index >= 0; --index) {
-            const Chunk chunk = chunk_of(p, run, run.first_chunk + index);
-            replay(chunk, run.first_chunk + index, token);
-            for (int row = chunk.rows - 1; row >= 0; --row) back(chunk.start + row, row, token);
-        }
+        Rows next;
+        T next_dy[kTile];
+        A next_state[kStates];
+        const int count = chunks_of(p, run.length);
+        const auto index_of = [&](int step) { return run.first_chunk + count - 1 - step; };
+        const auto order = [&](int step) { return chunk_of(p, run, index_of(step)); };
+        const auto load_own = [&](int step) {
+            const Chunk chunk = order(step);
+            next.load(arrays, at, chunk);
+#pragma unroll
+            for (int row = 0; row < kTile; ++row)
+                if (row < chunk.rows) next_dy[row] = arrays.dy[(chunk.start + row) * arrays.dy_row + at.channel];
+#pragma unroll
+            for (int k = 0; k < kStates; ++k) next_state[k] = arrays.checkpoints[checkpoint(p, index_of(step), k, at)];
+        };
+        const auto compute = [&](int step, int buffer) {
+            const Chunk chunk = order(step);
+            A state[kStates];
+#pragma unroll
+            for (int row = 0; row < kTile; ++row) {
+                before(row, kStates) = Cast<A, T>::of(next.u[row]);
+                before(row, kStates + 1) = Cast<A, T>::of(next.delta[row]);
+                before(row, kStates + 2) = at.valid ? Cast<A, T>::of(next_dy[row]) : (A)0;
+            }
+#pragma unroll
+            for (int k = 0; k < kStates; ++k) state[k] = next_state[k];
+            if (step + 1 < count) load_own(step + 1);
+            replay(chunk, state, maps, buffer, token);
+#pragma unroll 1
+            for (int row = chunk.rows - 1; row >= 0; --row) {
+                token.load(maps, buffer, row, at, p.d_state);
+                back(chunk.start + row, row, token);
+            }
+        };
+        each_chunk(maps, arrays, p, at, count, order, [&](const Chunk&) { load_own(0); }, compute);
         if (arrays.dinitial && run.initial >= 0) store_part(arrays.dinitial, dstate, run.initial, p, at);
         store_part(arrays.da, da, at.run, p, at);
         if constexpr (kConstantB) store_part(arrays.db_constant, db, at.run, p, at);
@@ -310,13 +418,14 @@ struct Reverse {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
 scan_backward(const Arrays arrays, const Problem p, const StepOptions options) {
+    __shared__ __align__(16) Maps maps;
     extern __shared__ __align__(16) u8 shared[];
     const Place at(p);
     Reverse work{arrays, p, options, at, run_at(p, at.run), Channel(arrays, p, at)};
     work.kept = reinterpret_cast<A*>(shared);
-    work.walk();
+    work.walk(maps);
 }
 
 // out[row, k] = the sum over `parts` neighbouring rows of n numbers.

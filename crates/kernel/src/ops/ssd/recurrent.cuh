@@ -73,7 +73,7 @@ struct Token {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(32 * kWarps)
+extern "C" __global__ void __launch_bounds__(32 * kWarps, 1)
 recurrent(const Arrays arrays, const Problem p, const StepOptions options) {
     const int lane = threadIdx.x % 32, slices = (p.head_dim + kRows - 1) / kRows;
     const i64 task = (i64)blockIdx.x * kWarps + threadIdx.x / 32;

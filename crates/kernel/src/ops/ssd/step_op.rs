@@ -1,8 +1,8 @@
 //! One decoding step (or a few) as an operator.
 
 use super::arrays::{
-    Held, Packing, check_array, check_dtype, check_shape, plain, plain_optional, required, slice, target,
-    wide,
+    Held, Packing, check_array, check_dtype, check_shape, plain, plain_optional, required, slice,
+    target, wide,
 };
 use super::config::Shape;
 use super::cpu::prologue::Prologue;

@@ -296,7 +296,8 @@ impl Call<'_> {
         let ((v, v_row), (k, k_row)) = (v.on_device()?, k.on_device()?);
         let (v_row, k_row, reverse) = (v_row as i64, k_row as i64, i32::from(reverse));
         let steps = steps.device_address()?;
-        let blocks = self.runs().len() * shape.heads * (shape.head_dim * shape.d_state).div_ceil(256);
+        let blocks =
+            self.runs().len() * shape.heads * (shape.head_dim * shape.d_state).div_ceil(256);
         let problem = &tables.problem;
         let arguments: [&dyn Argument; 10] =
             [&v, &v_row, &k, &k_row, &steps, &first, &states, &last, problem, &reverse];

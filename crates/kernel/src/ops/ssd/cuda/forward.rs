@@ -154,8 +154,11 @@ impl Call<'_> {
     ) -> Result<()> {
         let d_state = self.shape().d_state;
         let kernel = self.gpu.kernel(&SWEEP, "ssd_sweep", &pass.defines(d_state))?;
-        let launch = Launch::linear(super::int(blocks)? as u32, 384)
-            .shared(plan::sweep_bytes(d_state, pass.output, pass.images));
+        let launch = Launch::linear(super::int(blocks)? as u32, 384).shared(plan::sweep_bytes(
+            d_state,
+            pass.output,
+            pass.images,
+        ));
         let arguments: [&dyn Argument; 4] = [&walk.v.map, &walk.k.map, &walk.c.map, params];
         // SAFETY: maps come from the tensors' own shapes; runs and chunks were cut from them; outputs
         // are fresh and have a place for everything that is written.
