@@ -73,10 +73,14 @@ impl Observer for Live {
     }
 
     fn validated(&mut self, step: u64, validation: &Validation, _: &[Sample]) {
-        let bits = validation.bits_per_byte.unwrap_or(f64::NAN);
+        let bits = validation.bits_per_byte.map(|bits| format!(", {bits:.3} bits per byte"));
+        let accuracy =
+            validation.accuracy.map(|share| format!(", accuracy {:.2} %", 100.0 * share));
         self.note(&format!(
-            "step {step}: held-out loss {:.3}, {bits:.3} bits per byte",
-            validation.loss
+            "step {step}: held-out loss {:.3}{}{}",
+            validation.loss,
+            bits.unwrap_or_default(),
+            accuracy.unwrap_or_default()
         ));
     }
 

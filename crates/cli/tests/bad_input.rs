@@ -86,7 +86,7 @@ fn config_fields_and_values() {
         (
             "\"MA\"",
             "\"MXA\"",
-            "letters A (attention), W (attention in a window), M (mamba2) and S (mamba1)",
+            "letters A (attention), W (attention in a window), M (mamba2), S (mamba1), L (linear",
         ),
         ("\"MA\"", "\"\"", "number of layers is 0"),
         ("\"kind\": \"swiglu\"", "\"kind\": \"swoglu\"", "swoglu"),
@@ -108,7 +108,11 @@ fn config_fields_and_values() {
         place.write("config.json", CONFIG.replacen(from, to, 1));
         place.train_refused("run", &["--steps", "1"], &[expected]);
     }
-    place.train_refused("run", &["--preset", "tranformer"], &["transformer, mamba2, quickstart"]);
+    place.train_refused(
+        "run",
+        &["--preset", "tranformer"],
+        &["transformer, mamba2, linear_attention"],
+    );
 }
 
 #[test]
@@ -141,6 +145,48 @@ fn training_settings() {
     place.train_refused("run", &lion, &["the optimizer is adamw in the checkpoint and lion"]);
     place.write("config.json", CONFIG.replace("\"d_ff\": 16", "\"d_ff\": 24"));
     place.train_refused("run", &["--steps", "2", "--resume"], &["the model is", "in this run"]);
+}
+
+#[test]
+fn recall_tasks() {
+    let place = Place::new();
+    let (out, data) = (place.at("recall"), place.at("data"));
+    let tiny = ["--depth", "1", "--d-model", "16", "--steps", "2", "--rows", "2"];
+    let cases: [(&[&str], &str); 13] = [
+        (&["--task", "mqr"], "--task is mqr, valid is lm, mqar, selective-copying, induction"),
+        (&["--task", "lm"], "--mixer has no meaning with --task lm"),
+        (&["--data", &data], "--data has no meaning with --task mqar"),
+        (&["--fim-rate", "0"], "--fim-rate has no meaning with --task mqar"),
+        (&["--mixer", "mamba3"], "mixer is mamba3, valid is attention, mamba1, mamba2"),
+        (&["--mixer", "retnet", "--d-state", "8"], "d_state is 8, valid is only with mamba1"),
+        (&["--pairs", "600"], "vocab_size is 1024, valid is at least 1202"),
+        (&["--row-tokens", "100"], "length is 100, valid is at least 128"),
+        (&["--test-length", "100"], "length is 100, valid is at least 128"),
+        (&["--examples", "0"], "examples is 0, valid is at least 1"),
+        (&["--rows", "0"], "rows is 0, valid is at least 1"),
+        (&["--depth", "0"], "number of layers is 0"),
+        (&["--task", "induction", "--pairs", "2"], "pairs is 2, valid is 1"),
+    ];
+    for (arguments, expected) in cases {
+        let mut all = vec!["train", "--out", &out, "--steps", "1"];
+        if !arguments.contains(&"--task") {
+            all.extend(["--task", "mqar"]);
+        }
+        if !arguments.contains(&"--mixer") {
+            all.extend(["--mixer", "mamba2"]);
+        }
+        refused(&[&all[..], arguments].concat(), &[expected]);
+    }
+    refused(&["train", "--out", &out], &["--data is missing"]);
+    for (task, mixer) in [("selective-copying", "gated_linear_attention"), ("induction", "mamba1")]
+    {
+        let out = place.at(task);
+        let own = ["train", "--task", task, "--mixer", mixer, "--out", &out, "--test-length"];
+        let sizes = [&tiny[..], &["--row-tokens", "40", "--test-examples", "2"]].concat();
+        succeed(&[&own[..], &["5000"], &sizes].concat());
+        let scores = std::fs::read_to_string(place.path(task).join("recall.json")).unwrap();
+        assert!(scores.contains("\"length\": 5000") && scores.contains(mixer), "{scores}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::config::{Config, MixerKind, MlpConfig, NormConfig, NormKind, parse_ac
 use danaus_kernel::ops::activation::{Activation, gated_packed};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::norm::{Affine, layer_norm, rms_norm};
-use danaus_matrix::mixer::{Attention, Mamba1, Mamba2, Rope};
+use danaus_matrix::mixer::{Attention, LinearAttention, Mamba1, Mamba2, Rope};
 use danaus_matrix::{LayerState, SeqBatch, SequenceMixer, StructuredMatrix};
 use danaus_tensor::{DType, Init, Param, ParamBuilder, Tensor};
 use std::sync::Arc;
@@ -166,6 +166,10 @@ impl Block {
             }
             MixerKind::Mamba1 => {
                 Box::new(Mamba1::build(&inner, config.mamba1()?, d, format, gain)?)
+            }
+            MixerKind::Linear(kind) => {
+                let (own, sizes) = (config.linear_attention()?, (gain, config.max_positions));
+                Box::new(LinearAttention::build(&inner, kind, own, d, format, sizes)?)
             }
         };
         let mlp = match Mlp::build(&params.pp("mlp"), config, gain)? {

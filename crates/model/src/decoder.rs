@@ -10,6 +10,7 @@ use crate::{Error, Result};
 use danaus_kernel::ops::cross_entropy::Options as LossOptions;
 use danaus_kernel::ops::cross_entropy::linear::linear_cross_entropy;
 use danaus_kernel::ops::linear::Extras;
+use danaus_kernel::ops::quantized::{Activations, INTEGER};
 use danaus_matrix::mixer::Rope;
 use danaus_matrix::structured::{Dense, Format};
 use danaus_matrix::{LayerState, SeqBatch, StatePool, StructuredMatrix};
@@ -24,11 +25,13 @@ pub struct Compute {
     pub dtype: DType,
     /// Keep only block inputs in training and compute blocks again in backward.
     pub recompute: bool,
+    /// What products with quantised matrices see of activations: all bits, or eight.
+    pub activations: Activations,
 }
 
 impl Default for Compute {
     fn default() -> Self {
-        Self { dtype: DType::F32, recompute: false }
+        Self { dtype: DType::F32, recompute: false, activations: Activations::F32 }
     }
 }
 
@@ -50,9 +53,11 @@ impl Decoder {
     /// Makes (or loads) all parameters.
     ///
     /// # Errors
-    /// When the config's parts do not fit, or a tensor is missing or has another shape.
+    /// When the config's parts do not fit, a tensor is missing or has another shape, or activations are
+    /// to be rounded for quantised matrices and there are none.
     pub fn build(params: &ParamBuilder, config: &Config, compute: Compute) -> Result<Self> {
         config.check()?;
+        let params = &params.clone().with_round_inputs(compute.activations == Activations::Int8);
         let (vocab, d, width) = (config.vocab_size, config.d_model, config.embedding_width());
         let table = |name: &str, rows, cols| table(&params.pp(name), [rows, cols]);
         let mixers = config.mixers()?;
@@ -79,6 +84,7 @@ impl Decoder {
         let blocks = mixers.into_iter().enumerate().map(block).collect::<Result<_>>()?;
         let norm = Norm::build(&params.pp("norm"), &config.norm, d)?;
         let (config, params) = (config.clone(), params.params());
+        check_activations(&params, compute)?;
         Ok(Self { config, compute, params, embedding, positions, projections, blocks, norm, head })
     }
 
@@ -279,6 +285,20 @@ impl Decoder {
         let head = 2 * batch.tokens() * self.config.vocab_size * self.config.embedding_width();
         self.blocks.iter().map(|block| block.flops(batch)).sum::<u64>() + head as u64
     }
+}
+
+/// Refuses to round activations where no product would.
+fn check_activations(params: &ParamSet, compute: Compute) -> Result<()> {
+    let integer = |name: &str| INTEGER.iter().any(|kind| name.ends_with(&format!(".{kind}")));
+    let f64 = compute.dtype == DType::F64;
+    if compute.activations == Activations::Int8
+        && (f64 || !params.iter().any(|param| integer(param.name())))
+    {
+        let names = INTEGER.map(|kind| kind.name()).join(", ");
+        let valid = format!("f32 or bf16; int8 needs f32 activations and weights of {names}");
+        return Err(Error::argument("compute", "int8", valid));
+    }
+    Ok(())
 }
 
 /// Rows that ids choose. New ones are normal; loaded ones may be quantised blocks.

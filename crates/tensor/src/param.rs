@@ -235,6 +235,7 @@ pub struct ParamBuilder {
     device: Device,
     prefix: String,
     as_stored: bool,
+    round_inputs: bool,
     made: Arc<Mutex<Vec<Param>>>,
 }
 
@@ -262,13 +263,23 @@ impl ParamBuilder {
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
         let (prefix, made) = (String::new(), Arc::default());
-        Self { source, dtype, device, prefix, as_stored: false, made }
+        Self { source, dtype, device, prefix, as_stored: false, round_inputs: false, made }
     }
 
     /// Lets weight matrices stay in the element type, and in the memory (such as a mapped file), that
     /// the source has them in. For inference: training wants masters in one dtype.
     pub fn as_stored(self) -> Self {
         Self { as_stored: true, ..self }
+    }
+
+    /// Asks matrices of quantised blocks to round what they multiply to eight bits, where they can.
+    pub fn with_round_inputs(self, round_inputs: bool) -> Self {
+        Self { round_inputs, ..self }
+    }
+
+    /// Whether quantised matrices are to round what they multiply.
+    pub fn round_inputs(&self) -> bool {
+        self.round_inputs
     }
 
     /// Element type of the parameters.

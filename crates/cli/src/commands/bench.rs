@@ -6,8 +6,10 @@ use danaus::bench::gpu;
 use danaus::bench::roofline::Roofline;
 use danaus::bench::suites::generate::{self, GenerateCase, GenerateRow, Subject};
 use danaus::bench::suites::{self, Request, Row, SUITES};
+use danaus::kernel::ops::quantized::Activations;
+use danaus::model::decoder::Compute;
 use danaus::runtime::{simd, threads};
-use danaus::tensor::{DType, Device};
+use danaus::tensor::Device;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,9 +39,9 @@ pub struct BenchArgs {
     /// How the weights of that shape are stored: f32, bf16, f16, q8_0, q4_0, q4_k
     #[arg(long, default_value = "f32", conflicts_with = "model")]
     weights: String,
-    /// Type of activations and caches of `generate`: f32 or bf16
+    /// Type of activations and caches of `generate`: f32 or bf16; int8 rounds f32 for quantised products
     #[arg(long, default_value = "f32", value_parser = super::sampling::parse_compute)]
-    compute: DType,
+    compute: Compute,
     /// A model to measure in place of a shape
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
@@ -171,11 +173,14 @@ fn print_json(row: &Row) {
 
 fn print_generate(row: &GenerateRow, as_json: bool) {
     let (label, batch) = (row.case.subject.label(), row.case.batch);
-    let compute = row.case.compute;
+    let compute = match row.case.compute.activations {
+        Activations::Int8 => Activations::Int8.name().to_string(),
+        Activations::F32 => row.case.compute.dtype.to_string(),
+    };
     let (step, products) = (milliseconds(row.step), milliseconds(row.products));
     if as_json {
         let object = json!({
-            "subject": label, "compute": compute.to_string(), "batch": batch, "parameters": row.parameters,
+            "subject": label, "compute": compute, "batch": batch, "parameters": row.parameters,
             "prefill_tokens_per_s": row.prefill_rate, "prefill_of_peak": row.prefill_of_peak,
             "decode_tokens_per_s": row.decode_rate, "step_ms": step, "products_ms": products,
             "bytes": row.bytes, "of_bandwidth": row.of_bandwidth,

@@ -1,5 +1,6 @@
 //! `danaus eval ppl` and `danaus eval logits`.
 
+use super::sampling::parse_compute;
 use super::tokenizer::NotUtf8Option;
 use crate::failure::BadInput;
 use clap::{Args, Subcommand};
@@ -46,6 +47,9 @@ pub struct PplArgs {
     /// Files that are not UTF-8: refuse (with the offset), skip, or bytes
     #[arg(long, default_value = "refuse")]
     not_utf8: NotUtf8Option,
+    /// Arithmetic: f32 or bf16; int8: f32, rounded to eight bits before products with quantised weights
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    compute: Compute,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -73,7 +77,7 @@ pub struct LogitsArgs {
 pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
     match command {
         EvalCommand::Ppl(args) => {
-            let model = Model::load(&args.model, Compute::default())?;
+            let model = Model::load(&args.model, args.compute)?;
             let most = model.decoder.config().max_positions;
             let window = args.window.unwrap_or(most.min(512));
             let windows = Windows { window, stride: args.stride.unwrap_or(window / 2) };
@@ -104,7 +108,7 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
                 let line = format!("--dtype is {}, valid is f32, f64, bf16", args.dtype);
                 return Err(BadInput(line).into());
             }
-            let compute = Compute { dtype: args.dtype, recompute: false };
+            let compute = Compute { dtype: args.dtype, ..Compute::default() };
             let model = Model::load(&args.model, compute)?;
             let file = TensorFile::open(&args.input_ids)?;
             let mask = file.info("attention_mask").map(|_| file.tensor("attention_mask"));

@@ -15,6 +15,7 @@ mod selftest;
 mod systems;
 mod tokenizer;
 mod train;
+mod train_recall;
 
 use clap::Subcommand;
 use std::process::ExitCode;

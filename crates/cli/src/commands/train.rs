@@ -2,6 +2,8 @@
 
 use super::quickstart::stop_on_interrupt;
 use super::tokenizer::NotUtf8Option;
+use super::train_recall::{self, RecallArgs};
+use crate::failure::BadInput;
 use crate::progress::Live;
 use clap::Args;
 use danaus::model::decoder::Compute;
@@ -11,40 +13,48 @@ use danaus::train::optim::OptimizerConfig;
 use danaus::train::schedule::{Schedule, Shape};
 use danaus::train::tasks::lm::LmOptions;
 use danaus::train::tasks::lm::run::{self, LmRun};
-use danaus::train::{Every, Start, TrainConfig};
+use danaus::train::tasks::recall::examples::Kind;
+use danaus::train::{Every, Start, Summary, TrainConfig};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Args)]
 #[command(
     after_help = "Example: danaus train --data src --preset quickstart --minutes 5 --out runs/code\n\
+                        danaus train --task mqar --mixer mamba2 --d-state 64 --steps 2000 --out runs/mqar\n\
                         Ctrl-C writes a checkpoint; --resume goes on from the newest one."
 )]
 pub struct TrainArgs {
-    /// File or folder with text
+    /// What to learn: lm (text), or mqar, selective-copying, induction (made up; no data)
+    #[arg(long, default_value = "lm", value_name = "NAME")]
+    task: String,
+    /// File or folder with text (lm)
     #[arg(long, value_name = "PATH")]
-    data: PathBuf,
+    data: Option<PathBuf>,
     /// Folder of the run
     #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
-    /// Model: a config.json, or transformer, mamba2, quickstart
-    #[arg(long, default_value = "quickstart", value_name = "NAME|FILE")]
-    preset: String,
-    /// Tokenizer to use (default: train one on the data)
+    pub out: PathBuf,
+    /// Model: a config.json, or transformer, mamba2, linear_attention, retnet, gated_linear_attention,
+    /// quickstart (lm; default quickstart)
+    #[arg(long, value_name = "NAME|FILE")]
+    preset: Option<String>,
+    /// Tokenizer to use (lm; default: train one on the data)
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Tokens of a new tokenizer
-    #[arg(long, default_value_t = 2048, value_name = "N")]
-    vocab_size: usize,
-    /// Sequences per batch
-    #[arg(long, default_value_t = 4, value_name = "N")]
-    rows: usize,
-    /// Tokens per sequence
-    #[arg(long, default_value_t = 512, value_name = "N")]
-    row_tokens: usize,
-    /// Share of documents trained as fill-in-the-middle
-    #[arg(long, default_value_t = 0.5, value_name = "X")]
-    fim_rate: f64,
+    /// Tokens of a new tokenizer, or of a made-up task (default 2048, mqar 1024, others 16)
+    #[arg(long, value_name = "N")]
+    pub vocab_size: Option<usize>,
+    /// Sequences per batch (default: lm 4, others 32)
+    #[arg(long, value_name = "N")]
+    pub rows: Option<usize>,
+    /// Tokens per sequence (default: lm 512, others 256)
+    #[arg(long, value_name = "N")]
+    pub row_tokens: Option<usize>,
+    /// Share of documents trained as fill-in-the-middle (lm; default 0.5)
+    #[arg(long, value_name = "X")]
+    fim_rate: Option<f64>,
+    #[command(flatten)]
+    pub recall: RecallArgs,
     /// Updates to make
     #[arg(long, conflicts_with = "minutes", value_name = "N")]
     steps: Option<u64>,
@@ -75,9 +85,9 @@ pub struct TrainArgs {
     /// Keep block inputs only and compute blocks again in backward
     #[arg(long)]
     recompute: bool,
-    /// Files that are not UTF-8: refuse (with the offset), skip, or bytes
-    #[arg(long, default_value = "refuse")]
-    not_utf8: NotUtf8Option,
+    /// Files that are not UTF-8: refuse (with the offset; default), skip, or bytes (lm)
+    #[arg(long)]
+    not_utf8: Option<NotUtf8Option>,
     /// Updates between checkpoints
     #[arg(long, default_value_t = 200, value_name = "N")]
     checkpoint_every: u64,
@@ -92,10 +102,36 @@ pub struct TrainArgs {
     resume: bool,
     /// Seed of everything random
     #[arg(long, default_value_t = 0, value_name = "N")]
-    seed: u64,
+    pub seed: u64,
 }
 
-fn config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
+impl TrainArgs {
+    /// How the model computes.
+    pub fn compute(&self) -> Compute {
+        let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
+        Compute { dtype, recompute: self.recompute, ..Compute::default() }
+    }
+
+    /// New, or from a checkpoint.
+    pub fn start(&self) -> Start {
+        if self.resume { Start::Resume } else { Start::New }
+    }
+
+    /// Refuses options of another task than this one; each with whether it was given.
+    fn refuse(&self, given: &[(&str, bool)]) -> anyhow::Result<()> {
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => {
+                let task = &self.task;
+                Err(BadInput(format!("{option} has no meaning with --task {task}: leave it out"))
+                    .into())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Optimiser, schedule and limits.
+pub fn config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
     let mut optimizer = OptimizerConfig::named(&args.optimizer)?;
     if let Some(lr) = args.lr {
         optimizer.set_lr(lr);
@@ -120,22 +156,45 @@ fn config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
 }
 
 pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let mut task = LmOptions::new(args.rows, args.row_tokens, args.seed);
-    task.loader.fim =
-        (args.fim_rate != 0.0).then(|| FimOptions { rate: args.fim_rate, ..FimOptions::default() });
+    match Kind::from_name(&args.task) {
+        Some(kind) => {
+            args.refuse(&[
+                ("--data", args.data.is_some()),
+                ("--preset", args.preset.is_some()),
+                ("--tokenizer", args.tokenizer.is_some()),
+                ("--fim-rate", args.fim_rate.is_some()),
+                ("--not-utf8", args.not_utf8.is_some()),
+            ])?;
+            train_recall::run(args, kind)
+        }
+        None if args.task == "lm" => {
+            args.refuse(&args.recall.given())?;
+            run_lm(args)
+        }
+        None => {
+            let line = format!("--task is {}, valid is lm, {}", args.task, Kind::NAMES);
+            Err(BadInput(line).into())
+        }
+    }
+}
+
+fn run_lm(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let missing = || BadInput("--data is missing: a file or folder with text".into());
+    let data = args.data.clone().ok_or_else(missing)?;
+    let (rows, row_tokens) = (args.rows.unwrap_or(4), args.row_tokens.unwrap_or(512));
+    let mut task = LmOptions::new(rows, row_tokens, args.seed);
+    let rate = args.fim_rate.unwrap_or(0.5);
+    task.loader.fim = (rate != 0.0).then(|| FimOptions { rate, ..FimOptions::default() });
     let request = LmRun {
-        data: Some(args.data.clone()),
+        data: Some(data),
         out: args.out.clone(),
-        model: args.preset.clone(),
+        model: args.preset.clone().unwrap_or_else(|| "quickstart".into()),
         tokenizer: args.tokenizer.clone(),
-        vocab_size: args.vocab_size,
+        vocab_size: args.vocab_size.unwrap_or(2048),
         task,
-        compute: Compute {
-            dtype: if args.bf16 { DType::BF16 } else { DType::F32 },
-            recompute: args.recompute,
-        },
-        not_utf8: Some(args.not_utf8.into()),
-        start: if args.resume { Start::Resume } else { Start::New },
+        compute: args.compute(),
+        not_utf8: Some(args.not_utf8.unwrap_or(NotUtf8Option::Refuse).into()),
+        start: args.start(),
         config: config(args)?,
         title: format!("Danaus: {}", args.out.display()),
     };
@@ -143,16 +202,19 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let mut live = Live::new();
     let outcome = run::run(&request, &mut live, &stop)?;
     live.finish();
-    let summary = &outcome.summary;
+    print_summary(&outcome.summary, args.seed);
+    println!("model:   {}\nreport:  {}", outcome.model.display(), outcome.report.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How a training ended, in a line.
+pub fn print_summary(summary: &Summary, seed: u64) {
     println!(
-        "{} after step {}, {:.2} M tokens, {:.0} s; loss {:.3} (seed {})",
+        "{} after step {}, {:.2} M tokens, {:.0} s; loss {:.3} (seed {seed})",
         summary.ending,
         summary.step,
         summary.tokens as f64 / 1e6,
         summary.seconds,
         summary.loss,
-        args.seed
     );
-    println!("model:   {}\nreport:  {}", outcome.model.display(), outcome.report.display());
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,10 +1,12 @@
 //! Softmax attention with its projections.
 //!
-//! `q, k, v = x W_qkv^T (+ b)`, RMS norm of each query and key head where configured (Henry et al.
+//! `q, k, v = x W_qkv^T (+ b)`, a short causal convolution of each of their channels where configured
+//! (the published hybrids with Mamba-2), RMS norm of each query and key head where configured (Henry et al.
 //! 2020), rotary embedding where configured, attention per head, `y = o W_o^T (+ b)`.
 //! Parameters: `qkv` `[(n_heads + 2 n_kv_heads) head_dim, d_model]` (or `q`, `k`, `v` where a checkpoint
 //! has them apart) and `out` `[d_model, n_heads head_dim]`, each a structured matrix, with optional biases `qkv.bias`, `out.bias` and optional norms
-//! `q_norm.weight`, `k_norm.weight` `[head_dim]`.
+//! `q_norm.weight`, `k_norm.weight` `[head_dim]`, and the convolution's `conv1d.weight` `[channels, 1,
+//! width]`, `conv1d.bias`.
 
 use super::rope::{Rope, RopeScaling};
 use super::{SequenceMixer, check_states, foreign_state};
@@ -12,6 +14,7 @@ use crate::state::KvState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
 use danaus_kernel::ops::attention::{AttentionOptions, CacheOptions, NewKeys, attention_varlen};
+use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::norm::{Affine, rms_norm};
 use danaus_kernel::ops::rotary::Positions;
@@ -61,6 +64,9 @@ pub struct AttentionConfig {
     /// `eps` of an RMS norm of each query and key head; absent means no such norm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qk_norm_eps: Option<f64>,
+    /// Taps of a causal convolution of queries, keys and values; absent means none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conv_width: Option<usize>,
 }
 
 impl AttentionConfig {
@@ -99,6 +105,9 @@ impl AttentionConfig {
         }
         if dim == 0 || dim > 1 << 12 {
             return refuse("head_dim", &dim, "1..=4096");
+        }
+        if let Some(width) = self.conv_width.filter(|width| !(1..=8).contains(width)) {
+            return refuse("conv_width", &width, "1..=8, or absent for no convolution");
         }
         self.check_rope(dim)?;
         let positive = |value: Option<f64>| value.is_none_or(|v| v.is_finite() && v > 0.0);
@@ -147,8 +156,9 @@ impl AttentionConfig {
         let qkv_bias = if self.bias { qkv } else { 0 };
         let out_bias = if self.has_out_bias() { d_model } else { 0 };
         let norms = if self.qk_norm_eps.is_some() { 2 * dim } else { 0 };
+        let taps = self.conv_width.map_or(0, |width| qkv * (width + 1));
         let matrices = format.elem_count(qkv, d_model) + format.elem_count(d_model, q);
-        matrices + qkv_bias + out_bias + norms
+        matrices + taps + qkv_bias + out_bias + norms
     }
 }
 
@@ -162,6 +172,8 @@ pub struct Attention {
     out_bias: Option<Param>,
     /// Weights of the norms of queries and keys.
     norms: Option<(Param, Param)>,
+    /// Weight and bias of the convolution.
+    conv: Option<(Param, Param)>,
     rope: Option<Arc<Rope>>,
     max_positions: usize,
 }
@@ -200,6 +212,10 @@ impl Attention {
             qkv_bias: vector(config.bias, "qkv", "bias", q + 2 * kv, 0.0)?,
             out_bias: vector(config.has_out_bias(), "out", "bias", d_model, 0.0)?,
             norms: q_norm.zip(k_norm),
+            conv: config
+                .conv_width
+                .map(|width| convolution(params, q + 2 * kv, width))
+                .transpose()?,
             rope: Rope::new(config, d_model, max_positions).map(Arc::new),
             config: config.clone(),
             head_dim,
@@ -218,17 +234,41 @@ impl Attention {
         Extras { bias, residual, activation: None }
     }
 
-    /// Queries, keys and values, `[tokens, heads, head_dim]` each, before rotation.
-    fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+    /// Queries, keys and values, `[tokens, heads, head_dim]` each, before rotation; and the last inputs of
+    /// the convolution where there is one, `before` being those of earlier tokens.
+    fn project(
+        &self,
+        x: &Tensor,
+        batch: &SeqBatch,
+        before: Option<&Tensor>,
+    ) -> Result<([Tensor; 3], Option<Tensor>)> {
         let bias = self.qkv_bias.as_ref().map(Param::tensor);
         let joined = self.qkv.apply(x, Self::extras(bias.as_ref(), None))?;
+        let Some((weight, bias)) = &self.conv else { return Ok((self.heads(&joined)?, None)) };
+        let (weight, bias) = (weight.tensor(), bias.tensor());
+        let inputs = ConvInputs {
+            x: &joined.unsqueeze(0)?,
+            weight: &weight,
+            bias: Some(&bias),
+            initial_states: before,
+            seq_idx: None,
+            cu_seqlens: Some(batch.cu_seqlens()),
+        };
+        let options = ConvOptions { silu: false, channel_last: true };
+        let (joined, after) = causal_conv1d(&inputs, &options)?;
+        Ok((self.heads(&joined.squeeze(0)?)?, Some(after)))
+    }
+
+    /// The parts of the projection, normed where configured.
+    fn heads(&self, joined: &Tensor) -> Result<[Tensor; 3]> {
         let (heads, kv) = (self.config.n_heads, self.config.kv_heads());
         let sizes = [heads, kv, kv].map(|count| count * self.head_dim);
         let parts = joined.split(-1, &sizes)?;
         let [q, k, v] = &parts[..] else {
             return Err(Error::internal("three parts were asked for"));
         };
-        let shaped = |part: &Tensor, count| part.reshape([x.dims()[0], count, self.head_dim]);
+        let tokens = joined.dims()[0];
+        let shaped = |part: &Tensor, count| part.reshape([tokens, count, self.head_dim]);
         let (mut q, mut k) = (shaped(q, heads)?, shaped(k, kv)?);
         if let (Some((of_q, of_k)), Some(eps)) = (&self.norms, self.config.qk_norm_eps) {
             let norm = |x: &Tensor, weight: &Param| {
@@ -273,6 +313,14 @@ impl Attention {
     }
 }
 
+/// `conv1d.weight` `[channels, 1, width]` and `conv1d.bias` `[channels]`.
+fn convolution(params: &ParamBuilder, channels: usize, width: usize) -> Result<(Param, Param)> {
+    let bound = 1.0 / (width as f64).sqrt();
+    let (params, spread) = (params.pp("conv1d"), Init::Uniform(-bound, bound));
+    let weight = params.param("weight", [channels, 1, width], spread)?;
+    Ok((weight, params.param_no_decay("bias", [channels], spread)?))
+}
+
 impl SequenceMixer for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -285,7 +333,7 @@ impl SequenceMixer for Attention {
     fn forward(&self, x: &Tensor, batch: &SeqBatch, residual: Option<&Tensor>) -> Result<Tensor> {
         batch.check("attention", x)?;
         self.check_length("attention", batch.max_seqlen())?;
-        let [q, k, v] = self.project(x)?;
+        let ([q, k, v], _) = self.project(x, batch, None)?;
         let packed = || Positions::Packed(batch.cu_seqlens());
         let end = batch.max_seqlen();
         let (q, k) = (self.rotate(q, packed(), end)?, self.rotate(k, packed(), end)?);
@@ -295,7 +343,11 @@ impl SequenceMixer for Attention {
     }
 
     fn init_state(&self, dtype: DType) -> Result<LayerState> {
-        Ok(LayerState::Kv(KvState::new(self.config.kv_heads(), self.head_dim, dtype)?))
+        let kv = KvState::new(self.config.kv_heads(), self.head_dim, dtype)?;
+        let Some(width) = self.config.conv_width else { return Ok(LayerState::Kv(kv)) };
+        let channels = (self.config.n_heads + 2 * self.config.kv_heads()) * self.head_dim;
+        let conv = Tensor::zeros([1, channels, width - 1], dtype.accumulator(), &Device::Cpu)?;
+        Ok(LayerState::ConvKv(conv, kv))
     }
 
     fn advance(
@@ -307,12 +359,16 @@ impl SequenceMixer for Attention {
     ) -> Result<Tensor> {
         batch.check("attention", x)?;
         check_states("attention", batch, states.len())?;
-        let mut caches = Vec::with_capacity(states.len());
+        let (mut caches, mut convs) = (Vec::with_capacity(states.len()), Vec::new());
         for state in states.iter_mut() {
-            let LayerState::Kv(state) = &mut **state else {
-                return Err(foreign_state("attention"));
-            };
-            caches.push(state);
+            match &mut **state {
+                LayerState::Kv(state) if self.conv.is_none() => caches.push(state),
+                LayerState::ConvKv(conv, state) if self.conv.is_some() => {
+                    convs.push(conv);
+                    caches.push(state);
+                }
+                _ => return Err(foreign_state("attention")),
+            }
         }
         let (mut positions, mut end) = (Vec::with_capacity(batch.tokens()), 0);
         for (state, count) in caches.iter().zip(batch.lengths()) {
@@ -321,7 +377,13 @@ impl SequenceMixer for Attention {
             end = end.max(state.len() + count);
         }
         let positions = Tensor::from_vec(positions, [batch.tokens()], &Device::Cpu)?;
-        let [q, k, v] = self.project(x)?;
+        let ([q, k, v], after) = match convs.is_empty() {
+            true => self.project(x, batch, None)?,
+            false => {
+                let before: Vec<&Tensor> = convs.iter().map(|conv| &**conv).collect();
+                self.project(x, batch, Some(&Tensor::cat(&before, 0)?))?
+            }
+        };
         let (q, k) = (
             self.rotate(q, Positions::At(&positions), end)?,
             self.rotate(k, Positions::At(&positions), end)?,
@@ -355,6 +417,11 @@ impl SequenceMixer for Attention {
             }
             (caches, start) = (rest, start + together);
         }
+        for (at, (conv, after)) in convs.into_iter().zip(std::iter::repeat(&after)).enumerate() {
+            let after =
+                after.as_ref().ok_or_else(|| Error::internal("no state of a convolution"))?;
+            *conv = after.narrow(0, at, 1)?.copy()?;
+        }
         match &mixed[..] {
             [all] => self.finish(all, residual),
             _ => {
@@ -367,7 +434,7 @@ impl SequenceMixer for Attention {
     fn dense(&self, x: &Tensor) -> Result<Tensor> {
         // Attention to one-hot values reads the matrix off, column by column of the identity.
         let batch = SeqBatch::from_lengths(&[x.dims()[0]])?;
-        let [q, k, _] = self.project(x)?;
+        let ([q, k, _], _) = self.project(x, &batch, None)?;
         let packed = || Positions::Packed(batch.cu_seqlens());
         let end = batch.max_seqlen();
         let (q, k) = (self.rotate(q, packed(), end)?, self.rotate(k, packed(), end)?);

@@ -11,7 +11,8 @@
 //! Source: Dao and Gu, Transformers are SSMs, ICML 2024.
 
 use super::{
-    SequenceMixer, check_states, initial_dt_bias, join_states, part_states, projection_biases,
+    SequenceMixer, check_states, identity_columns, initial_dt_bias, join_states, part_states,
+    projection_biases,
 };
 use crate::state::RecurrentState;
 use crate::structured::Format;
@@ -401,16 +402,7 @@ impl SequenceMixer for Mamba2 {
         let (b, c) = (groups(&xbc[1])?, groups(&xbc[2])?);
         let (dt, a, dt_bias) = (parts.dt.unsqueeze(0)?, self.rates()?, self.dt_bias.tensor());
         let mut columns = Vec::new();
-        for start in (0..tokens).step_by(64) {
-            let width = 64.min(tokens - start);
-            let mut values = vec![0f64; tokens * n_heads * width];
-            for token in start..start + width {
-                for head in 0..n_heads {
-                    values[(token * n_heads + head) * width + token - start] = 1.0;
-                }
-            }
-            let one_hot = Tensor::from_vec(values, [1, tokens, n_heads, width], &Device::Cpu)?;
-            let one_hot = one_hot.to_dtype(x.dtype())?;
+        for one_hot in identity_columns(tokens, n_heads, x)? {
             let inputs =
                 SsdInputs { dt_bias: Some(&dt_bias), ..SsdInputs::new(&one_hot, &dt, &a, &b, &c) };
             let dt_limit = self.config.limits();

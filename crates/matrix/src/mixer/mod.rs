@@ -1,12 +1,14 @@
 //! Matrices that mix time: sequence mixers with their projections.
 
 mod attention;
+mod linear_attention;
 mod mamba1;
 mod mamba2;
 mod rope;
 mod spec;
 
 pub use attention::{Attention, AttentionConfig};
+pub use linear_attention::{LinearAttention, LinearAttentionConfig, LinearAttentionKind};
 pub use mamba1::{Mamba1, Mamba1Config};
 pub use mamba2::{Mamba2, Mamba2Config};
 pub use rope::{Rope, RopeScaling};
@@ -14,7 +16,7 @@ pub use spec::SPECS;
 
 use crate::state::RecurrentState;
 use crate::{LayerState, SeqBatch};
-use danaus_tensor::{DType, Init, Param, ParamBuilder, Result, Tensor};
+use danaus_tensor::{DType, Device, Init, Param, ParamBuilder, Result, Tensor};
 
 /// The widest layer a config may ask for: sizes computed from it stay within 64 bits.
 pub const MAX_WIDTH: usize = 1 << 22;
@@ -107,6 +109,22 @@ fn initial_dt_bias(uniform: f64) -> f64 {
     let (low, high) = (1e-3f64.ln(), 1e-1f64.ln());
     let dt = (low + uniform * (high - low)).exp().max(1e-4);
     dt + (-(-dt).exp_m1()).ln()
+}
+
+/// Values that read the mixing matrix off a scan: the columns of the identity for every head, at most 64
+/// of them at a time, `[1, tokens, heads, columns]` each, in the dtype and on the device of `x`.
+fn identity_columns(tokens: usize, heads: usize, x: &Tensor) -> Result<Vec<Tensor>> {
+    let block = |start: usize| {
+        let width = 64.min(tokens - start);
+        let mut values = vec![0f64; tokens * heads * width];
+        for column in 0..width {
+            let row = (start + column) * heads;
+            (row..row + heads).for_each(|at| values[at * width + column] = 1.0);
+        }
+        let values = Tensor::from_vec(values, [1, tokens, heads, width], &Device::Cpu)?;
+        values.to_dtype(x.dtype())?.to_device(&x.device())
+    };
+    (0..tokens).step_by(64).map(block).collect()
 }
 
 /// A state of the other kind.

@@ -1,7 +1,8 @@
 //! Mixers as operators: `danaus op run block.mamba2` with parameters as inputs.
 
 use super::{
-    Attention, AttentionConfig, Mamba1, Mamba1Config, Mamba2, Mamba2Config, SequenceMixer,
+    Attention, AttentionConfig, LinearAttention, LinearAttentionConfig, LinearAttentionKind,
+    Mamba1, Mamba1Config, Mamba2, Mamba2Config, SequenceMixer,
 };
 use crate::SeqBatch;
 use crate::structured::Format;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 const U: Arg = Arg::float("u", "batch seqlen d_model");
 
-/// `block.attention`, `block.mamba1`, `block.mamba2`.
+/// `block.attention`, `block.linear_attention`, `block.mamba1`, `block.mamba2`.
 pub const SPECS: &[OpSpec] = &[
     OpSpec {
         name: "block.attention",
@@ -23,6 +24,8 @@ pub const SPECS: &[OpSpec] = &[
             Arg::float("param.out.weight", "d_model n_heads*head_dim"),
             Arg::float("param.qkv.bias", "(n_heads+2*n_kv_heads)*head_dim").optional(),
             Arg::float("param.out.bias", "d_model").optional(),
+            Arg::float("param.conv1d.weight", "(n_heads+2*n_kv_heads)*head_dim 1 width").optional(),
+            Arg::float("param.conv1d.bias", "(n_heads+2*n_kv_heads)*head_dim").optional(),
             Arg::float("param.q_norm.weight", "head_dim").optional(),
             Arg::float("param.k_norm.weight", "head_dim").optional(),
         ],
@@ -92,6 +95,28 @@ pub const SPECS: &[OpSpec] = &[
         outputs: &["y"],
         call: call_mamba2,
     },
+    OpSpec {
+        name: "block.linear_attention",
+        summary: "linear attention, RetNet or gated linear attention with its projections",
+        inputs: &[
+            U,
+            Arg::float(
+                "param.in_proj.weight",
+                "2*n_heads*head_dim+values[+values][+n_heads] d_model",
+            ),
+            Arg::float("param.out_proj.weight", "d_model values"),
+            Arg::float("param.norm.weight", "values").optional(),
+            Arg::float("param.decay.bias", "n_heads").optional(),
+        ],
+        attributes: &[
+            Attr::new("kind", Kind::Text, "linear", "linear, retnet or gated"),
+            Attr::new("n_heads", Kind::Int, "1", "heads"),
+            Attr::new("head_dim", Kind::Int, "", "default d_model / n_heads"),
+            Attr::new("norm_eps", Kind::Float, "1e-5", "added to the norm's mean square"),
+        ],
+        outputs: &["y"],
+        call: call_linear_attention,
+    },
 ];
 
 fn count(args: &Args, op: &'static str, name: &'static str) -> Result<Option<usize>> {
@@ -139,6 +164,10 @@ fn call_attention(args: &Args) -> Result<Vec<Option<Tensor>>> {
         softmax_scale: args.float("softmax_scale")?,
         bias: args.optional("param.qkv.bias").is_some(),
         out_bias: Some(args.optional("param.out.bias").is_some()),
+        conv_width: match args.optional("param.conv1d.weight") {
+            Some(_) => Some(last_dim(args, "param.conv1d.weight")?),
+            None => None,
+        },
         qk_norm_eps: match args.optional("param.q_norm.weight") {
             Some(_) => Some(args.float("qk_norm_eps")?.unwrap_or(1e-6)),
             None => None,
@@ -203,5 +232,29 @@ fn call_mamba2(args: &Args) -> Result<Vec<Option<Tensor>>> {
         bias: args.optional("param.in_proj.bias").is_some(),
     };
     let mixer = Mamba2::build(&params, &config, shape[2], Format::Dense, 1.0)?;
+    run(&mixer, &u, shape)
+}
+
+/// The width of the values follows from `param.out_proj.weight`.
+fn call_linear_attention(args: &Args) -> Result<Vec<Option<Tensor>>> {
+    const OP: &str = "block.linear_attention";
+    let (params, u, shape) = inputs(args, &SPECS[3])?;
+    let name = args.text("kind").unwrap_or("linear");
+    let kind = LinearAttentionKind::from_short(name)
+        .ok_or_else(|| Error::argument(OP, "kind", name, "linear, retnet or gated"))?;
+    let n_heads = count(args, OP, "n_heads")?.unwrap_or(1);
+    let values = last_dim(args, "param.out_proj.weight")?;
+    if n_heads == 0 || !values.is_multiple_of(n_heads) {
+        let valid = format!("a divisor of the {values} values of param.out_proj.weight");
+        return Err(Error::argument(OP, "n_heads", n_heads, valid));
+    }
+    let config = LinearAttentionConfig {
+        n_heads,
+        head_dim: count(args, OP, "head_dim")?,
+        value_dim: Some(values / n_heads),
+        norm_eps: args.float("norm_eps")?.unwrap_or(1e-5),
+    };
+    let gains = (1.0, shape[1]);
+    let mixer = LinearAttention::build(&params, kind, &config, shape[2], Format::Dense, gains)?;
     run(&mixer, &u, shape)
 }

@@ -139,10 +139,16 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
     let mamba1 = |seed, config: &Mamba1Config, format| -> Box<dyn SequenceMixer> {
         Box::new(Mamba1::build(&params(seed), config, D_MODEL, format, 1.0).unwrap())
     };
+    let linear = |kind, format| -> Box<dyn SequenceMixer> {
+        let config = LinearAttentionConfig { n_heads: 2, ..LinearAttentionConfig::default() };
+        let built = LinearAttention::build(&params(8), kind, &config, D_MODEL, format, (1.0, 64));
+        Box::new(built.unwrap())
+    };
     let biased = Mamba1Config { dt_rank: Some(3), conv_bias: false, bias: true, ..tiny1() };
     vec![
         attention(1, "n_heads=2"),
         attention(2, "n_heads=4 n_kv_heads=2 rope bias window=5"),
+        attention(3, "n_heads=4 n_kv_heads=2 rope bias conv_width=4"),
         attention(2, "n_heads=2 rope qk_norm bias out_bias=no rotary_dim=6 interleaved"),
         Box::new(
             Mamba2::build(&params(3), &tiny(2, None, true), D_MODEL, Format::Dense, 1.0).unwrap(),
@@ -155,6 +161,9 @@ fn mixers(dtype: DType) -> Vec<Box<dyn SequenceMixer>> {
         Box::new(Mamba2::build(&params(5), &every_option(), D_MODEL, Format::Dense, 1.0).unwrap()),
         mamba1(6, &tiny1(), Format::Dense),
         mamba1(7, &biased, Format::LowRank(5)),
+        linear(LinearAttentionKind::Linear, Format::Dense),
+        linear(LinearAttentionKind::RetNet, Format::LowRank(5)),
+        linear(LinearAttentionKind::Gated, Format::Dense),
     ]
 }
 
@@ -181,6 +190,7 @@ fn parse(text: &str) -> AttentionConfig {
         rotary_dim: number("rotary_dim"),
         rope_interleaved: text.contains("interleaved"),
         window: number("window"),
+        conv_width: number("conv_width"),
         bias: text.contains("bias"),
         out_bias: text.contains("out_bias=no").then_some(false),
         qk_norm_eps: text.contains("qk_norm").then_some(1e-6),
@@ -258,6 +268,30 @@ fn dense_matrices_are_causal() {
             assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-12), "{sums:?}");
         }
     }
+}
+
+/// A convolution whose last tap is 1 and whose other numbers are 0 changes nothing.
+#[test]
+fn attention_behind_an_idle_convolution_is_attention() {
+    let plain = parse("n_heads=4 n_kv_heads=2 rope");
+    let convolved = AttentionConfig { conv_width: Some(3), ..plain.clone() };
+    let params = ParamBuilder::init(4, DType::F64, Device::Cpu);
+    let mixer = Attention::build(&params, &convolved, D_MODEL, Format::Dense, 64).unwrap();
+    let elements: usize = params.params().iter().map(|param| param.tensor().elem_count()).sum();
+    assert_eq!(elements, convolved.elem_count(D_MODEL, Format::Dense));
+    let taps: Vec<f64> = (0..32 * 3).map(|at| f64::from(u8::from(at % 3 == 2))).collect();
+    let set = |name: &str, value: Tensor| params.params().get(name).unwrap().set(&value).unwrap();
+    set("conv1d.weight", Tensor::from_vec(taps, [32, 1, 3], &Device::Cpu).unwrap());
+    set("conv1d.bias", Tensor::zeros([32], DType::F64, &Device::Cpu).unwrap());
+    let made = params.params();
+    let named = made.iter().map(|param| (param.name().to_string(), param.tensor().detach()));
+    let source: BTreeMap<String, Tensor> = named.collect();
+    let params = ParamBuilder::load(Arc::new(source), DType::F64, Device::Cpu);
+    let other = Attention::build(&params, &plain, D_MODEL, Format::Dense, 64).unwrap();
+    let x = randn(6, &[9, D_MODEL], DType::F64);
+    let batch = SeqBatch::from_lengths(&[5, 4]).unwrap();
+    let y = mixer.forward(&x, &batch, None).unwrap();
+    assert_close("y", &y, &other.forward(&x, &batch, None).unwrap(), 1e-13);
 }
 
 /// Without gate, skip connection and projections a mixer is its dense matrix times its values: Mamba-1's
@@ -347,7 +381,7 @@ fn bad_shapes_and_states_are_named() {
         let message = mixer.advance(&x, &batch, &mut [&mut one], None).unwrap_err().to_string();
         assert!(message.contains("states is 1, valid is 2"), "{message}");
     }
-    let mut foreign = mixers[3].init_state(DType::F64).unwrap();
+    let mut foreign = mixers[4].init_state(DType::F64).unwrap();
     let single = SeqBatch::equal(1, 4).unwrap();
     let message = mixers[0].advance(&x, &single, &mut [&mut foreign], None).unwrap_err();
     assert!(message.to_string().contains("a state of another mixer"), "{message}");

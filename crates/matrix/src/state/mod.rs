@@ -15,13 +15,15 @@ pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
 
-use danaus_tensor::Result;
+use danaus_tensor::{Result, Tensor};
 
 /// The state of one layer for one sequence.
 #[derive(Clone)]
 pub enum LayerState {
     /// Keys and values of all tokens so far.
     Kv(KvState),
+    /// The same behind a convolution, whose last inputs are `[1, channels, width - 1]`.
+    ConvKv(Tensor, KvState),
     /// A state of fixed size.
     Recurrent(RecurrentState),
 }
@@ -31,6 +33,8 @@ pub enum LayerState {
 pub enum Mark {
     /// So many tokens in the cache.
     Tokens(usize),
+    /// The same, and the inputs of the convolution.
+    ConvTokens(Tensor, usize),
     /// The state itself.
     Value(RecurrentState),
 }
@@ -40,6 +44,7 @@ impl LayerState {
     pub fn mark(&self) -> Mark {
         match self {
             Self::Kv(state) => Mark::Tokens(state.len()),
+            Self::ConvKv(conv, state) => Mark::ConvTokens(conv.clone(), state.len()),
             Self::Recurrent(state) => Mark::Value(state.clone()),
         }
     }
@@ -48,6 +53,10 @@ impl LayerState {
     pub fn rewind(&mut self, mark: &Mark) {
         match (self, mark) {
             (Self::Kv(state), Mark::Tokens(len)) => state.truncate(*len),
+            (Self::ConvKv(conv, state), Mark::ConvTokens(inputs, len)) => {
+                *conv = inputs.clone();
+                state.truncate(*len);
+            }
             (Self::Recurrent(state), Mark::Value(value)) => *state = value.clone(),
             // A mark belongs to the state it was made by; the pool keeps them together.
             _ => {}
@@ -57,7 +66,7 @@ impl LayerState {
     /// A copy that outlives the company of other sequences cheaply.
     pub(crate) fn snapshot(&self) -> Result<Self> {
         match self {
-            Self::Kv(state) => Ok(Self::Kv(state.clone())),
+            Self::Kv(_) | Self::ConvKv(..) => Ok(self.clone()),
             Self::Recurrent(state) => Ok(Self::Recurrent(state.alone()?)),
         }
     }
@@ -69,6 +78,9 @@ impl LayerState {
     pub(crate) fn moved_beside(&self, other: &Self) -> Result<Self> {
         match (self, other) {
             (Self::Kv(state), Self::Kv(other)) => Ok(Self::Kv(state.moved_beside(other)?)),
+            (Self::ConvKv(conv, state), Self::ConvKv(_, other)) => {
+                Ok(Self::ConvKv(conv.clone(), state.moved_beside(other)?))
+            }
             (Self::Recurrent(state), Self::Recurrent(_)) => Ok(Self::Recurrent(state.clone())),
             _ => {
                 let valid = "a snapshot of a pool of the same model";
@@ -81,6 +93,7 @@ impl LayerState {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Kv(state) => state.bytes(),
+            Self::ConvKv(conv, state) => conv.bytes() + state.bytes(),
             Self::Recurrent(state) => state.bytes(),
         }
     }
@@ -89,6 +102,10 @@ impl LayerState {
     pub(crate) fn digest(&self, hasher: &mut impl std::hash::Hasher) -> Result<()> {
         match self {
             Self::Kv(state) => state.digest(hasher),
+            Self::ConvKv(conv, state) => {
+                hasher.write(conv.contiguous()?.as_bytes()?);
+                state.digest(hasher)
+            }
             Self::Recurrent(state) => state.digest(hasher),
         }
     }

@@ -1,10 +1,10 @@
 //! Snapshots as named tensors, for files.
 //!
-//! Layer i of a snapshot is `layers.i.k` and `layers.i.v`, `[tokens, kv_heads, head_dim]`, or
-//! `layers.i.conv` and `layers.i.scan` as in [`RecurrentState`]. The dtypes are those of the state, so
+//! Layer i of a snapshot is `layers.i.k` and `layers.i.v`, `[tokens, kv_heads, head_dim]` (with
+//! `layers.i.conv` behind a convolution), or `layers.i.conv` and `layers.i.scan` as in [`RecurrentState`]. The dtypes are those of the state, so
 //! nothing is rounded: what is read back continues bit for bit.
 
-use super::{LayerState, RecurrentState, Snapshot, StatePool};
+use super::{KvState, LayerState, RecurrentState, Snapshot, StatePool};
 use danaus_tensor::{Error, Result, Tensor};
 
 impl LayerState {
@@ -12,18 +12,25 @@ impl LayerState {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Kv(_) => "kv",
+            Self::ConvKv(..) => "conv-kv",
             Self::Recurrent(_) => "recurrent",
         }
     }
 
     /// The content by name.
-    fn tensors(&self) -> Result<[(&'static str, Tensor); 2]> {
+    fn tensors(&self) -> Result<Vec<(&'static str, Tensor)>> {
         Ok(match self {
             Self::Kv(state) => {
                 let (k, v) = state.used()?;
-                [("k", k), ("v", v)]
+                vec![("k", k), ("v", v)]
             }
-            Self::Recurrent(state) => [("conv", state.conv.clone()), ("scan", state.scan.clone())],
+            Self::ConvKv(conv, state) => {
+                let (k, v) = state.used()?;
+                vec![("conv", conv.clone()), ("k", k), ("v", v)]
+            }
+            Self::Recurrent(state) => {
+                vec![("conv", state.conv.clone()), ("scan", state.scan.clone())]
+            }
         })
     }
 
@@ -35,42 +42,34 @@ impl LayerState {
         read: &impl Fn(&str) -> Result<Tensor>,
     ) -> Result<Self> {
         let named = |part: &str| read(&format!("layers.{index}.{part}"));
-        match self {
-            Self::Kv(state) => {
-                let (k, v) = (named("k")?, named("v")?);
-                if k.dims().first() != Some(&tokens) {
-                    let expected = format!("[{tokens} tokens, kv_heads, head_dim]");
-                    return Err(Error::shape(
-                        "state",
-                        format!("layers.{index}.k"),
-                        k.shape(),
-                        expected,
-                    ));
-                }
-                Ok(Self::Kv(state.filled(&k, &v)?))
+        let filled = |state: &KvState| -> Result<KvState> {
+            let (k, v) = (named("k")?, named("v")?);
+            if k.dims().first() != Some(&tokens) {
+                let expected = format!("[{tokens} tokens, kv_heads, head_dim]");
+                let name = format!("layers.{index}.k");
+                return Err(Error::shape("state", name, k.shape(), expected));
             }
+            state.filled(&k, &v)
+        };
+        let like = |part: &str, own: &Tensor| {
+            let found = named(part)?;
+            let name = format!("layers.{index}.{part}");
+            if found.shape() != own.shape() {
+                return Err(Error::shape("state", name, found.shape(), own.shape().to_string()));
+            }
+            if found.dtype() != own.dtype() {
+                return Err(Error::dtype("state", name, found.dtype(), own.dtype().to_string()));
+            }
+            Ok(found)
+        };
+        Ok(match self {
+            Self::Kv(state) => Self::Kv(filled(state)?),
+            Self::ConvKv(conv, state) => Self::ConvKv(like("conv", conv)?, filled(state)?),
             Self::Recurrent(state) => {
-                let like = |part: &str, own: &Tensor| {
-                    let found = named(part)?;
-                    let name = format!("layers.{index}.{part}");
-                    if found.shape() != own.shape() {
-                        let expected = own.shape().to_string();
-                        return Err(Error::shape("state", name, found.shape(), expected));
-                    }
-                    if found.dtype() != own.dtype() {
-                        return Err(Error::dtype(
-                            "state",
-                            name,
-                            found.dtype(),
-                            own.dtype().to_string(),
-                        ));
-                    }
-                    Ok(found)
-                };
                 let (conv, scan) = (like("conv", &state.conv)?, like("scan", &state.scan)?);
-                Ok(Self::Recurrent(RecurrentState::new(conv, scan)))
+                Self::Recurrent(RecurrentState::new(conv, scan))
             }
-        }
+        })
     }
 }
 
@@ -89,7 +88,8 @@ impl Snapshot {
         let mut all = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
             let parts = layer.tensors()?;
-            all.extend(parts.map(|(part, tensor)| (format!("layers.{index}.{part}"), tensor)));
+            let named = parts.into_iter();
+            all.extend(named.map(|(part, tensor)| (format!("layers.{index}.{part}"), tensor)));
         }
         Ok(all)
     }

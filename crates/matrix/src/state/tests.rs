@@ -12,9 +12,11 @@ const D_MODEL: usize = 8;
 fn layers() -> Vec<Box<dyn SequenceMixer>> {
     let params = |seed| ParamBuilder::init(seed, DType::F64, Device::Cpu);
     let attention = AttentionConfig { n_heads: 2, ..AttentionConfig::default() };
+    let convolved = AttentionConfig { conv_width: Some(3), ..attention.clone() };
     let mamba = Mamba2Config { d_state: 4, head_dim: 8, ..Mamba2Config::default() };
     vec![
         Box::new(Attention::build(&params(1), &attention, D_MODEL, Format::Dense, 256).unwrap()),
+        Box::new(Attention::build(&params(3), &convolved, D_MODEL, Format::Dense, 256).unwrap()),
         Box::new(Mamba2::build(&params(2), &mamba, D_MODEL, Format::Dense, 1.0).unwrap()),
     ]
 }
@@ -24,7 +26,7 @@ fn pool(layers: &[Box<dyn SequenceMixer>], capacity: usize) -> StatePool {
     StatePool::new(fresh, capacity)
 }
 
-/// One token through both layers.
+/// One token through all layers.
 fn step(layers: &[Box<dyn SequenceMixer>], pool: &mut StatePool, slot: Slot, token: u64) -> Tensor {
     let mut x = randn(token, &[1, D_MODEL], DType::F64);
     let batch = SeqBatch::equal(1, 1).unwrap();
@@ -157,7 +159,7 @@ fn a_stored_snapshot_continues_bit_for_bit() {
             snapshot.tensors().unwrap().into_iter().collect();
         assert_eq!(
             (snapshot.kinds(), other.kinds()),
-            ("kv,recurrent".into(), "kv,recurrent".into())
+            ("kv,conv-kv,recurrent".into(), "kv,conv-kv,recurrent".into())
         );
         let read = |name: &str| Ok(stored[name].clone());
         let again = other.snapshot_from(tokens as usize, read).unwrap();

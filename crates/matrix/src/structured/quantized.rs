@@ -3,19 +3,22 @@
 use super::{StructuredMatrix, shard_range};
 use danaus_kernel::ops::linear::{Extras, linear};
 use danaus_kernel::ops::quantized::{
-    BlockType, dequantize, quantize, quantized_linear, quantized_linear_transpose,
+    Activations, BlockType, dequantize, quantize, quantized_linear_transpose, quantized_linear_with,
 };
 use danaus_tensor::{DType, Init, Param, ParamBuilder, Result, Tensor};
 
 /// W as one parameter named by its block type (`q8_0`, `q4_k`, ...), u8 `[rows, row_bytes]`.
 ///
 /// A constant: gradients flow to x alone. With an f32 or bf16 x the blocks are decoded in registers;
-/// an f64 x multiplies the decoded matrix.
+/// an f64 x multiplies the decoded matrix. Where the builder asks for it
+/// ([`ParamBuilder::with_round_inputs`]) and the type has that mode, an f32 or bf16 x is rounded to eight
+/// bits and integers are multiplied ([`Activations::Int8`]).
 #[derive(Clone)]
 pub struct Quantized {
     blocks: Param,
     kind: BlockType,
     cols: usize,
+    activations: Activations,
 }
 
 impl Quantized {
@@ -30,7 +33,8 @@ impl Quantized {
         if dtype != DType::U8 {
             return Err(danaus_tensor::Error::dtype("load", blocks.name(), dtype, "u8"));
         }
-        Ok(Self { blocks, kind, cols })
+        let asked = if params.round_inputs() { Activations::Int8 } else { Activations::F32 };
+        Ok(Self { blocks, kind, cols, activations: asked.of_type(kind) })
     }
 
     /// Quantises a matrix `[rows, cols]`; `name` is that of the matrix, without the type.
@@ -41,7 +45,7 @@ impl Quantized {
         let blocks = quantize(&weight.detach(), kind)?;
         let blocks = Param::from_tensor(&format!("{name}.{kind}"), true, &blocks)?;
         let cols = weight.dims().last().copied().unwrap_or_default();
-        Ok(Self { blocks, kind, cols })
+        Ok(Self { blocks, kind, cols, activations: Activations::F32 })
     }
 
     /// The block type.
@@ -61,7 +65,7 @@ impl Quantized {
             let weight = dequantize(blocks, self.kind, self.cols)?.to_dtype(DType::F64)?;
             return linear(x, &weight, extras);
         }
-        quantized_linear(x, blocks, self.kind, self.cols, extras)
+        quantized_linear_with(x, blocks, self.kind, self.cols, self.activations, extras)
     }
 }
 

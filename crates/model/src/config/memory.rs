@@ -23,6 +23,12 @@ impl Config {
         } as u64;
         let mamba1 = self.mamba1.as_ref().map_or(0, |mamba1| mamba1.expand as u64);
         let mamba2 = self.mamba2.as_ref().map_or(0, |mamba2| mamba2.expand as u64);
+        let linear = self.linear_attention.as_ref().map_or(0, |linear| {
+            // Projection and its parts, features or turned heads, output and its norm.
+            let key_dim = linear.head_dim.unwrap_or(self.d_model / linear.n_heads.max(1));
+            let value_dim = linear.value_dim.unwrap_or(key_dim);
+            linear.n_heads.saturating_mul(6 * key_dim + 7 * value_dim) as u64
+        });
         // Rows of `d_model` that a mixer and its norms keep, backward's temporaries among them: measured
         // on the presets with 2048 and 4096 tokens a batch (Mamba-1 taken like Mamba-2).
         let width = self.d_model as u64;
@@ -30,6 +36,7 @@ impl Config {
             MixerKind::Attention | MixerKind::Window => 11 * width + inner,
             MixerKind::Mamba2 => (8 + 6 * mamba2) * width + inner,
             MixerKind::Mamba1 => (8 + 6 * mamba1) * width + inner,
+            MixerKind::Linear(_) => 5 * width + linear + inner,
         };
         let mut blocks = 0;
         for kept in self.mixers()?.into_iter().map(block) {

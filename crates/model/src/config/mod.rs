@@ -22,7 +22,7 @@ pub(crate) use parts::parse_activation;
 pub use parts::{MixerKind, MlpConfig, NormConfig, NormKind};
 
 use crate::{Error, Result};
-use danaus_matrix::mixer::{AttentionConfig, Mamba1Config, Mamba2Config};
+use danaus_matrix::mixer::{AttentionConfig, LinearAttentionConfig, Mamba1Config, Mamba2Config};
 use danaus_matrix::structured::Format;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -79,6 +79,9 @@ pub struct Config {
     /// Needed where `layers` has an `S`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mamba1: Option<Mamba1Config>,
+    /// Needed where `layers` has an `L`, `R` or `G`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear_attention: Option<LinearAttentionConfig>,
     /// The channel mixer of every block.
     #[serde(default)]
     pub mlp: MlpConfig,
@@ -114,6 +117,7 @@ impl Config {
             attention: None,
             mamba2: None,
             mamba1: None,
+            linear_attention: None,
             mlp: MlpConfig::None,
             norm: NormConfig::default(),
             tied_head: false,
@@ -234,6 +238,7 @@ impl Config {
                 }
                 MixerKind::Mamba2 => self.mamba2()?.check(self.d_model)?,
                 MixerKind::Mamba1 => self.mamba1()?.check(self.d_model)?,
+                MixerKind::Linear(kind) => self.linear_attention()?.check(self.d_model, *kind)?,
             }
         }
         let (has_window, windows) = (
@@ -279,6 +284,17 @@ impl Config {
         self.mamba1.as_ref().ok_or_else(missing)
     }
 
+    /// The section of linear attention and its kin.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn linear_attention(&self) -> Result<&LinearAttentionConfig> {
+        let missing = || {
+            Error::argument("linear_attention", "missing", "a section, for the L, R or G in layers")
+        };
+        self.linear_attention.as_ref().ok_or_else(missing)
+    }
+
     /// Number of parameter elements, without building the model.
     ///
     /// # Errors
@@ -311,6 +327,7 @@ impl Config {
                 MixerKind::Attention | MixerKind::Window => self.attention()?.elem_count(d, format),
                 MixerKind::Mamba2 => self.mamba2()?.elem_count(d, format),
                 MixerKind::Mamba1 => self.mamba1()?.elem_count(d, format),
+                MixerKind::Linear(kind) => self.linear_attention()?.elem_count(d, kind, format),
             };
         }
         Ok(total)

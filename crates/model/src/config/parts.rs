@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::Activation;
+use danaus_matrix::mixer::LinearAttentionKind;
 use serde::{Deserialize, Serialize};
 
 /// The channel mixer.
@@ -115,12 +116,14 @@ pub enum MixerKind {
     Mamba2,
     /// `S`.
     Mamba1,
+    /// `L`, `R`, `G`.
+    Linear(LinearAttentionKind),
 }
 
 impl MixerKind {
     /// Letters and what they mean, for messages.
-    pub const VALID: &str =
-        "letters A (attention), W (attention in a window), M (mamba2) and S (mamba1)";
+    pub const VALID: &str = "letters A (attention), W (attention in a window), M (mamba2), S (mamba1), \
+        L (linear attention), R (retnet) and G (gated linear attention)";
 
     /// The mixer of a letter.
     pub(super) fn from_letter(letter: char) -> Result<Self> {
@@ -129,6 +132,9 @@ impl MixerKind {
             'W' => Ok(Self::Window),
             'M' => Ok(Self::Mamba2),
             'S' => Ok(Self::Mamba1),
+            'L' => Ok(Self::Linear(LinearAttentionKind::Linear)),
+            'R' => Ok(Self::Linear(LinearAttentionKind::RetNet)),
+            'G' => Ok(Self::Linear(LinearAttentionKind::Gated)),
             other => Err(Error::argument("layers", other, Self::VALID)),
         }
     }

@@ -18,7 +18,7 @@ fn complaints_name_field_and_valid_values() {
         (
             "\"layers\": \"MMAM\"",
             "\"layers\": \"MXAM\"",
-            "letters A (attention), W (attention in a window), M (mamba2) and S (mamba1)",
+            "letters A (attention), W (attention in a window), M (mamba2), S (mamba1), L (linear",
         ),
         ("\"tied_head\": true", "\"tied_haed\": true", "unknown field `tied_haed`"),
         ("\"kind\": \"rms\"", "\"kind\": \"rsm\"", "unknown variant `rsm`"),

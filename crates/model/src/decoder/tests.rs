@@ -5,7 +5,7 @@ use crate::checkpoint::{Model, save_decoder};
 use crate::presets;
 use danaus_testkit::assert_close;
 
-const F64: Compute = Compute { dtype: DType::F64, recompute: false };
+const F64: Compute = Compute { dtype: DType::F64, recompute: false, activations: Activations::F32 };
 
 fn shrink(mut config: Config) -> Config {
     config.vocab_size = 40;
@@ -26,7 +26,8 @@ fn configs() -> Vec<Config> {
     learned.learned_positions = true;
     let mut gated = shrink(presets::quickstart(40));
     gated.mlp = crate::config::MlpConfig::Gated { d_ff: 20, activation: "silu".into(), bias: true };
-    vec![learned, gated, shrink(presets::mamba2())]
+    let linear = ['L', 'R', 'G'].map(|letter| shrink(presets::linear_attention(letter)));
+    [vec![learned, gated, shrink(presets::mamba2())], linear.to_vec()].concat()
 }
 
 fn ids(count: usize) -> Vec<u32> {

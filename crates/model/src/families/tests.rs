@@ -175,7 +175,9 @@ fn complaints_name_the_field_and_what_is_valid() {
     }
     let mut conv = hybrid();
     conv["attn_cfg"]["d_conv"] = json!(4);
-    assert!(read(&conv).unwrap_err().to_string().contains("attn_cfg.d_conv is 4"));
+    assert_eq!(read(&conv).unwrap().attention.unwrap().conv_width, Some(4));
+    conv["attn_cfg"]["d_conv"] = json!(9);
+    assert!(read(&conv).unwrap_err().to_string().contains("attention.conv_width is 9"));
     conv["attn_cfg"] = json!({});
     assert!(read(&conv).unwrap_err().to_string().contains("attn_cfg.causal"));
 }

@@ -41,6 +41,9 @@ impl Memory {
                     let attention = config.attention()?;
                     let natural = config.d_model / attention.n_heads.max(1);
                     let head_dim = attention.head_dim.unwrap_or(natural);
+                    let channels = (attention.n_heads + 2 * attention.kv_heads()) * head_dim;
+                    let taps = attention.conv_width.map_or(0, |width| width - 1);
+                    memory.state_per_sequence += F32 * (channels * taps) as u64;
                     let bytes = F32 * 2 * (attention.kv_heads() * head_dim) as u64;
                     match mixer {
                         MixerKind::Window => memory.state_per_token_in_window += bytes,
@@ -58,6 +61,10 @@ impl Memory {
                     let mamba1 = config.mamba1()?;
                     let inner = mamba1.d_inner(config.d_model);
                     let elements = inner * (mamba1.conv_width - 1 + mamba1.d_state);
+                    memory.state_per_sequence += F32 * elements as u64;
+                }
+                MixerKind::Linear(kind) => {
+                    let elements = config.linear_attention()?.state_elements(config.d_model, kind);
                     memory.state_per_sequence += F32 * elements as u64;
                 }
             }

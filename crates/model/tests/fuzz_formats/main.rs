@@ -23,10 +23,12 @@ mod cases;
 mod mutate;
 
 use cases::Format;
+use cpu_time::ThreadTime;
 use mutate::Random;
 use peak_alloc::PeakAlloc;
 use proptest::prelude::*;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, Once};
 use std::time::{Duration, Instant};
 
 #[global_allocator]
@@ -38,7 +40,7 @@ const SLACK: usize = 16 << 20;
 const JSON_FACTOR: usize = 64;
 /// Bytes a template may take: a growing buffer of the longest text it may print, 64 MiB.
 const TEMPLATE: usize = 4 * (64 << 20);
-/// Longer than any case may take, on a busy machine.
+/// Longest time a case may compute; time of the processor, so that a busy machine changes nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The allocator counts for the whole process, so cases take turns.
@@ -57,20 +59,47 @@ struct Tally {
     slowest: Duration,
 }
 
+/// Panics so far, caught ones among them: a reader that answers by catching its own is at fault as well.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts panics in place of printing them (a printed backtrace takes more memory than any reader).
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            if IS_READING.load(Ordering::Relaxed) {
+                println!("{info}");
+            } else {
+                print(info);
+            }
+        }));
+    });
+}
+
+/// Whether a reader is at work, on whose panics no backtrace is printed.
+static IS_READING: AtomicBool = AtomicBool::new(false);
+
 /// Reads a file; whether it was accepted, and the memory that was taken at most.
 fn measured(format: Format, file: &[u8]) -> (bool, usize) {
+    count_panics();
     danaus_runtime::pool::trim();
+    IS_READING.store(true, Ordering::Relaxed);
     PEAK.reset_peak_usage();
     let before = PEAK.current_usage();
     let accepted = format.read(file);
-    (accepted, PEAK.peak_usage().saturating_sub(before))
+    let peak = PEAK.peak_usage().saturating_sub(before);
+    IS_READING.store(false, Ordering::Relaxed);
+    (accepted, peak)
 }
 
 /// Damages a file of a format by a seed and reads it.
 fn run(format: Format, seed: u64, tally: &mut Tally) -> Result<(), String> {
     let _turn = turn();
     let file = format.damaged(&mut Random::new(seed, format as u64));
-    let start = Instant::now();
+    let panics = PANICS.load(Ordering::Relaxed);
+    let start = ThreadTime::now();
     let (accepted, peak) = measured(format, &file);
     let time = start.elapsed();
     let factor = if format.is_text() { JSON_FACTOR } else { 2 };
@@ -80,9 +109,12 @@ fn run(format: Format, seed: u64, tally: &mut Tally) -> Result<(), String> {
     tally.accepted += u64::from(accepted);
     tally.peak = tally.peak.max(peak);
     tally.slowest = tally.slowest.max(time);
+    let size = file.len();
+    let shown = String::from_utf8_lossy(&file[..size.min(6000)]);
+    if PANICS.load(Ordering::Relaxed) > panics {
+        return Err(format!("{format:?} seed {seed}: a panic: {shown}"));
+    }
     if peak > bound {
-        let size = file.len();
-        let shown = String::from_utf8_lossy(&file[..size.min(1000)]);
         return Err(format!("{format:?} seed {seed}: {peak} bytes for a file of {size}: {shown}"));
     }
     if time > PATIENCE {

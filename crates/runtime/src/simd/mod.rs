@@ -247,6 +247,18 @@ pub fn has_bf16_dot() -> bool {
     }
 }
 
+/// Whether the processor multiplies bytes and adds them in fours (`vpdpbusd`).
+pub fn has_int8_dot() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        isa() == Isa::Avx512 && is_x86_feature_detected!("avx512vnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 thread_local! {
     static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
 }

@@ -2,11 +2,15 @@
 //! `[out, in]`), with AVX-512.
 //!
 //! Such a product reads the matrix once, so packing it would cost more than the arithmetic. Sixteen
-//! columns by sixteen units of k are loaded, transposed in registers and multiplied at once. The sums
+//! columns by four units of k are loaded, transposed in registers and multiplied at once. The sums
 //! run over k one by one as in the register tiles, not in lanes along k as a dot product would, so
-//! the bits are those of the general path. It takes 64 shuffles for 1 KiB of matrix: with one a
-//! cycle, 16 bytes a cycle, more than memory delivers. bf16 beside f32 is transposed in pairs and
-//! widened afterwards; f16 is widened first, at half the bytes a shuffle.
+//! the bits are those of the general path. bf16 beside f32 is transposed in pairs and widened
+//! afterwards; f16 is widened first, at half the bytes a shuffle.
+//!
+//! Four units at a time: sixteen columns go to four registers by loads of 16 bytes, and eight shuffles
+//! make four units of them, few enough that the next ones start while the last are being multiplied.
+//! Whole lines of sixteen units took 64 shuffles before up to 256 multiplications, more than the
+//! processor looks ahead, so that one waited for the other.
 
 use std::arch::x86_64::*;
 
@@ -46,6 +50,12 @@ trait Units: Packer {
     const IN_LANE: usize;
     /// The first `count` of `16 IN_LANE` units; the others are zero.
     unsafe fn load(from: *const u8, count: usize) -> __m512;
+    /// Four whole lanes.
+    #[inline(always)]
+    unsafe fn quarter(from: *const u8) -> __m128 {
+        // SAFETY: promised by the caller: sixteen bytes.
+        unsafe { _mm_loadu_ps(from.cast()) }
+    }
     /// Unit `index` of every lane.
     unsafe fn part(lanes: __m512, index: usize) -> __m512;
     /// `sum + a * b` for a unit of A in all lanes.
@@ -113,6 +123,10 @@ impl Units for WidenHalf {
         unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), from.cast())) }
     }
     #[inline(always)]
+    unsafe fn quarter(from: *const u8) -> __m128 {
+        unsafe { _mm_cvtph_ps(_mm_loadl_epi64(from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn part(lanes: __m512, _: usize) -> __m512 {
         lanes
     }
@@ -165,8 +179,7 @@ unsafe fn sixteen<U: Units, const ROWS: usize>(request: &Skinny, start: usize) {
         let whole = if columns == COLUMNS { request.depth / per_block } else { 0 };
         for _ in 0..whole {
             let block = Block { a, a_step: request.a_step, b, column_bytes: request.column_bytes };
-            // Constant limits: the loads of the next block start before the sums of this one end.
-            block.multiply::<U, ROWS>((COLUMNS, per_block), &mut sums);
+            block.multiply_whole::<U, ROWS>(&mut sums);
             a = a.offset(per_block as isize * request.a_step);
             b = b.add(per_block * unit_bytes);
         }
@@ -199,6 +212,59 @@ struct Block {
 }
 
 impl Block {
+    /// Adds the products of a block that is all there to the sums.
+    ///
+    /// # Safety
+    /// As [`skinny`].
+    #[inline(always)]
+    unsafe fn multiply_whole<U: Units, const ROWS: usize>(self, sums: &mut [__m512; ROWS]) {
+        let lane_bytes = size_of::<U::Source>() * U::DEPTH * U::IN_LANE;
+        let mut a = self.a;
+        for quarter in 0..4 {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let mut rows = [_mm512_setzero_ps(); 4];
+                for i in 0..4 {
+                    let column = self.b.offset(i as isize * self.column_bytes);
+                    let from = column.add(4 * quarter * lane_bytes);
+                    let apart = 4 * self.column_bytes;
+                    let first = _mm512_castps128_ps512(U::quarter(from));
+                    let two = _mm512_insertf32x4::<1>(first, U::quarter(from.offset(apart)));
+                    let three = _mm512_insertf32x4::<2>(two, U::quarter(from.offset(2 * apart)));
+                    rows[i] = _mm512_insertf32x4::<3>(three, U::quarter(from.offset(3 * apart)));
+                    // Four columns a quarter; the same place of the next sixteen columns.
+                    let column =
+                        self.b.wrapping_offset((4 * quarter + i) as isize * self.column_bytes);
+                    _mm_prefetch::<_MM_HINT_T0>(column.wrapping_add(AHEAD).cast());
+                    let next = column.wrapping_offset(COLUMNS as isize * self.column_bytes);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                }
+                let [ab, ab_high, cd, cd_high] = [
+                    _mm512_unpacklo_ps(rows[0], rows[1]),
+                    _mm512_unpackhi_ps(rows[0], rows[1]),
+                    _mm512_unpacklo_ps(rows[2], rows[3]),
+                    _mm512_unpackhi_ps(rows[2], rows[3]),
+                ];
+                let lanes = [
+                    _mm512_shuffle_ps::<0x44>(ab, cd),
+                    _mm512_shuffle_ps::<0xee>(ab, cd),
+                    _mm512_shuffle_ps::<0x44>(ab_high, cd_high),
+                    _mm512_shuffle_ps::<0xee>(ab_high, cd_high),
+                ];
+                for d in 0..4 {
+                    for part in 0..U::IN_LANE {
+                        let unit = U::part(lanes[d], part);
+                        for i in 0..ROWS {
+                            let value = _mm512_set1_ps(a.cast::<f32>().add(i).read_unaligned());
+                            sums[i] = U::multiply_add(value, unit, sums[i]);
+                        }
+                        a = a.offset(self.a_step);
+                    }
+                }
+            }
+        }
+    }
+
     /// Adds the products to the sums.
     ///
     /// # Safety

@@ -23,10 +23,20 @@ pub const FILE_NAME: &str = "report.html";
 pub struct ResultRow {
     /// What was measured, such as `this model` or `gzip -9, file by file`.
     pub name: String,
-    /// Bits per byte of the held-out text.
-    pub bits_per_byte: f64,
+    /// What the report's [`Measure`] says.
+    pub value: f64,
     /// Whether this row is the run's own.
     pub is_ours: bool,
+}
+
+/// What the table of results compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Measure {
+    /// Bits per byte of the held-out text.
+    #[default]
+    BitsPerByte,
+    /// Share of right answers.
+    Accuracy,
 }
 
 /// What the page shows besides the curves.
@@ -36,7 +46,9 @@ pub struct Report {
     pub title: String,
     /// A sentence on what was trained on what.
     pub summary: String,
-    /// Bits per byte of this model and of what it is compared with.
+    /// What the results are.
+    pub measure: Measure,
+    /// Results of this model and of what it is compared with.
     pub results: Vec<ResultRow>,
     /// Model output.
     pub samples: Vec<Sample>,
@@ -130,11 +142,15 @@ impl Report {
             return String::new();
         }
         let mut rows: Vec<&ResultRow> = self.results.iter().collect();
-        rows.sort_by(|a, b| a.bits_per_byte.total_cmp(&b.bits_per_byte));
-        let longest = rows.iter().map(|row| row.bits_per_byte).fold(f64::MIN_POSITIVE, f64::max);
-        let mut html = "<h2>Held-out text, bits per byte (lower is better)</h2>\n\
-                        <table class=\"results\">\n"
-            .to_string();
+        let heading = match self.measure {
+            Measure::BitsPerByte => {
+                rows.sort_by(|a, b| a.value.total_cmp(&b.value));
+                "Held-out text, bits per byte (lower is better)"
+            }
+            Measure::Accuracy => "Share of right answers",
+        };
+        let longest = rows.iter().map(|row| row.value).fold(f64::MIN_POSITIVE, f64::max);
+        let mut html = format!("<h2>{heading}</h2>\n<table class=\"results\">\n");
         for row in rows {
             let _ = writeln!(
                 html,
@@ -142,8 +158,8 @@ impl Report {
                  <div style=\"width:{:.1}%\"></div></td></tr>",
                 if row.is_ours { " class=\"ours\"" } else { "" },
                 escape(&row.name),
-                row.bits_per_byte,
-                100.0 * (row.bits_per_byte / longest).clamp(0.0, 1.0)
+                row.value,
+                100.0 * (row.value / longest).clamp(0.0, 1.0)
             );
         }
         html + "</table>\n"

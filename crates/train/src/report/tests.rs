@@ -19,12 +19,9 @@ fn lines() -> Vec<Line> {
 }
 
 fn report() -> Report {
-    let row = |name: &str, bits_per_byte, is_ours| ResultRow {
-        name: name.into(),
-        bits_per_byte,
-        is_ours,
-    };
+    let row = |name: &str, value, is_ours| ResultRow { name: name.into(), value, is_ours };
     Report {
+        measure: Measure::BitsPerByte,
         title: "Hybrid & <b>friends</b>".into(),
         summary: "Trained on 'source' text".into(),
         results: vec![row("gzip -9", 2.0, false), row("this model", 1.5, true)],

@@ -1,3 +1,4 @@
 //! The tasks that come with the engine.
 
 pub mod lm;
+pub mod recall;

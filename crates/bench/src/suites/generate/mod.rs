@@ -15,12 +15,12 @@ use crate::Result;
 use crate::measure::{Budget, Times, Variant, interleave, timed};
 use crate::roofline::Roofline;
 use danaus_kernel::ops::linear::{Extras, linear};
-use danaus_kernel::ops::quantized::quantized_linear;
+use danaus_kernel::ops::quantized::quantized_linear_with;
 use danaus_matrix::SeqBatch;
 use danaus_model::Decoder;
 use danaus_model::decoder::Compute;
 use danaus_model::generate::{Batching, Generator, Request, Sampling, read};
-use danaus_tensor::{DType, no_grad};
+use danaus_tensor::no_grad;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -36,8 +36,8 @@ const STEPS: usize = 24;
 pub struct GenerateCase {
     /// Whose speed.
     pub subject: Subject,
-    /// Type of activations and caches.
-    pub compute: DType,
+    /// Types of activations and caches.
+    pub compute: Compute,
     /// Sequences at a time.
     pub batch: usize,
     /// Folder with the peers' scripts; `None` measures ourselves alone.
@@ -86,8 +86,7 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// When the subject is unknown or no model, a peer fails, or there is no memory.
 pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
-    let compute = Compute { dtype: case.compute, recompute: false };
-    let decoder = case.subject.decoder(compute)?;
+    let decoder = case.subject.decoder(case.compute)?;
     let config = decoder.config();
     let parameters = config.elem_count()?;
     let mut reader = match &case.peers {
@@ -191,12 +190,20 @@ fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
     for (weight, blocks) in subject::matrices(decoder) {
         let width = weight.dims()[1];
         let cols = blocks.map_or(width, |kind| width / kind.block_bytes() * kind.block_len());
-        pairs.push((super::randn(1, &[case.batch, cols], case.compute)?, weight, blocks, cols));
+        pairs.push((
+            super::randn(1, &[case.batch, cols], case.compute.dtype)?,
+            weight,
+            blocks,
+            cols,
+        ));
     }
     let mut work = timed(|| {
         for (x, weight, blocks, cols) in &pairs {
             match blocks {
-                Some(kind) => quantized_linear(x, weight, *kind, *cols, Extras::default())?,
+                Some(kind) => {
+                    let mode = case.compute.activations.of_type(*kind);
+                    quantized_linear_with(x, weight, *kind, *cols, mode, Extras::default())?
+                }
                 None => linear(x, weight, Extras::default())?,
             };
         }

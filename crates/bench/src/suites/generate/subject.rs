@@ -1,7 +1,7 @@
 //! What is measured: a shape with random weights in some format, or a model from a file.
 
 use crate::Result;
-use danaus_kernel::ops::quantized::{BlockType, quantize};
+use danaus_kernel::ops::quantized::{Activations, BlockType, quantize};
 use danaus_model::decoder::Compute;
 use danaus_model::{Config, Decoder, Model};
 use danaus_tensor::{DType, Device, Error, ParamBuilder, Tensor};
@@ -52,10 +52,12 @@ impl Subject {
 /// A new model whose matrices are stored in a format.
 fn build(config: &Config, weights: &str, compute: Compute) -> Result<Decoder> {
     let format = Format::parse(weights)?;
-    let fresh = Decoder::init(config, 0, compute)?;
     if let Format::Float(DType::F32) = format {
-        return Ok(fresh);
+        return Ok(Decoder::init(config, 0, compute)?);
     }
+    // Quantised below; new ones are not.
+    let plain = Compute { activations: Activations::F32, ..compute };
+    let fresh = Decoder::init(config, 0, plain)?;
     let mut stored = BTreeMap::new();
     for param in fresh.params().iter() {
         let tensor = param.tensor().detach();

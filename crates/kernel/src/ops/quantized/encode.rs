@@ -3,10 +3,12 @@
 //! Q8_0 and Q4_0 give the bytes of the formats' reference quantisers (round to nearest with halves
 //! away from zero; the scale of Q4_0 takes the sign of the largest element). Q4_K is fitted by least
 //! squares: every 32 weights get a scale and a minimum from a search over candidate grids, the eight
-//! pairs are rounded to six bits, and the two common factors are then fitted to all 256 weights.
+//! pairs are rounded to six bits, and the two common factors are then fitted to all 256 weights. Its sums
+//! run in eight lanes, so that they become vectors and are the same with every instruction set.
 
 use super::BlockType;
 use super::reference::six_bits;
+use danaus_runtime::simd::{Kernel, Simd, dispatch};
 use danaus_tensor::{Error, Result};
 use half::f16;
 
@@ -29,16 +31,50 @@ pub(super) fn check(kind: BlockType) -> Result<()> {
 /// If the lengths are not those of the type, or the type is not among [`ENCODED`].
 pub fn encode_block(kind: BlockType, x: &[f32], block: &mut [u8]) -> bool {
     assert!(x.len() == kind.block_len() && block.len() == kind.block_bytes(), "one block");
-    if x.iter().any(|value| !value.is_finite()) {
-        return false;
-    }
-    match kind {
-        BlockType::Q8_0 => q8_0(x, block),
-        BlockType::Q4_0 => q4_0(x, block),
-        BlockType::Q4K => q4_k(x, block),
-        other => panic!("{other} has no encoder"),
+    dispatch(Encode { kind, x, block })
+}
+
+struct Encode<'a> {
+    kind: BlockType,
+    x: &'a [f32],
+    block: &'a mut [u8],
+}
+
+impl Kernel for Encode<'_> {
+    type Out = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> bool {
+        let Self { kind, x, block } = self;
+        if x.iter().any(|value| !value.is_finite()) {
+            return false;
+        }
+        match kind {
+            BlockType::Q8_0 => q8_0(x, block),
+            BlockType::Q4_0 => q4_0(x, block),
+            BlockType::Q4K => q4_k(x, block),
+            other => panic!("{other} has no encoder"),
+        }
     }
 }
+
+/// Lanes of sums.
+const LANES: usize = 8;
+
+/// Adds lanes in pairs.
+#[inline(always)]
+fn add_up(mut sums: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
+/// 1.5 * 2^23: added to a small number and taken away again it leaves the nearest integer.
+const MAGIC: f32 = 12_582_912.0;
 
 /// Writes an f16; whether it is finite.
 fn put(block: &mut [u8], at: usize, value: f32) -> bool {
@@ -52,6 +88,7 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
+#[inline(always)]
 fn q8_0(x: &[f32], block: &mut [u8]) -> bool {
     let largest = x.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let d = largest / 127.0;
@@ -63,6 +100,7 @@ fn q8_0(x: &[f32], block: &mut [u8]) -> bool {
     put(block, 0, d)
 }
 
+#[inline(always)]
 fn q4_0(x: &[f32], block: &mut [u8]) -> bool {
     // The first of the largest magnitudes decides the sign.
     let largest = x.iter().fold(0f32, |a, &b| if b.abs() > a.abs() { b } else { a });
@@ -87,23 +125,40 @@ struct Grid {
 }
 
 impl Grid {
-    fn code(self, x: f32) -> f32 {
-        ((x + self.min) * inverse(self.scale)).round().clamp(0.0, 15.0)
+    /// The code of x; `inverse` is that of the scale.
+    #[inline(always)]
+    fn code(self, x: f32, inverse: f32) -> f32 {
+        let code = ((x + self.min) * inverse).clamp(0.0, 15.0);
+        (code + MAGIC) - MAGIC
     }
 
+    #[inline(always)]
     fn error(self, x: &[f32]) -> f32 {
-        let term = |&x: &f32| (self.scale * self.code(x) - self.min - x).powi(2);
-        x.iter().map(term).sum()
+        let (inverse, mut sums) = (inverse(self.scale), [0f32; LANES]);
+        for x in x.as_chunks::<LANES>().0 {
+            for i in 0..LANES {
+                let off = self.scale * self.code(x[i], inverse) - self.min - x[i];
+                sums[i] += off * off;
+            }
+        }
+        add_up(sums)
     }
 
     /// The best grid for the codes that this one gives.
+    #[inline(always)]
     fn refitted(self, x: &[f32]) -> Self {
-        let n = x.len() as f32;
-        let (mut q1, mut q2, mut x1, mut qx) = (0f32, 0f32, 0f32, 0f32);
-        for &x in x {
-            let q = self.code(x);
-            (q1, q2, x1, qx) = (q1 + q, q2 + q * q, x1 + x, qx + q * x);
+        let (n, inverse) = (x.len() as f32, inverse(self.scale));
+        let mut sums = [[0f32; LANES]; 4];
+        for x in x.as_chunks::<LANES>().0 {
+            for i in 0..LANES {
+                let q = self.code(x[i], inverse);
+                sums[0][i] += q;
+                sums[1][i] += q * q;
+                sums[2][i] += x[i];
+                sums[3][i] += q * x[i];
+            }
         }
+        let [q1, q2, x1, qx] = [sums[0], sums[1], sums[2], sums[3]].map(add_up);
         let determinant = n * q2 - q1 * q1;
         if determinant > 0.0 {
             let scale = (n * qx - q1 * x1) / determinant;
@@ -118,6 +173,7 @@ impl Grid {
     }
 
     /// Searches grids around the range of the values.
+    #[inline(always)]
     fn fit(x: &[f32]) -> Self {
         let low = x.iter().fold(0f32, |low, &value| low.min(value));
         let high = x.iter().fold(low, |high, &value| high.max(value));
@@ -146,12 +202,18 @@ struct Scales {
 }
 
 impl Scales {
+    #[inline(always)]
     fn grid(&self, k: usize) -> Grid {
         Grid { scale: self.d * f32::from(self.sc[k]), min: self.dmin * f32::from(self.m[k]) }
     }
 
+    #[inline(always)]
     fn error(&self, x: &[f32]) -> f32 {
-        x.chunks_exact(32).enumerate().map(|(k, x)| self.grid(k).error(x)).sum()
+        let mut sum = 0.0;
+        for (k, x) in x.chunks_exact(32).enumerate() {
+            sum += self.grid(k).error(x);
+        }
+        sum
     }
 
     /// Factors for these grids, rounded to f16 as they will be stored.
@@ -166,13 +228,16 @@ impl Scales {
     }
 
     /// The best d and dmin for the codes that this one gives.
+    #[inline(always)]
     fn refitted(&self, x: &[f32]) -> Self {
         // Least squares of d a - dmin b = x with a = sc q and b = m.
         let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
         for (k, part) in x.chunks_exact(32).enumerate() {
             let (grid, b) = (self.grid(k), f64::from(self.m[k]));
+            let inverse = inverse(grid.scale);
             for &x in part {
-                let (a, x) = (f64::from(self.sc[k]) * f64::from(grid.code(x)), f64::from(x));
+                let code = f64::from(grid.code(x, inverse));
+                let (a, x) = (f64::from(self.sc[k]) * code, f64::from(x));
                 (aa, ab, bb) = (aa + a * a, ab + a * b, bb + b * b);
                 (ax, bx) = (ax + a * x, bx + b * x);
             }
@@ -193,8 +258,12 @@ impl Scales {
     }
 }
 
+#[inline(always)]
 fn q4_k(x: &[f32], block: &mut [u8]) -> bool {
-    let grids: [Grid; 8] = std::array::from_fn(|k| Grid::fit(&x[32 * k..32 * k + 32]));
+    let mut grids = [Grid { scale: 0.0, min: 0.0 }; 8];
+    for (grid, x) in grids.iter_mut().zip(x.chunks_exact(32)) {
+        *grid = Grid::fit(x);
+    }
     let mut scales = Scales::of(&grids);
     let mut least = scales.error(x);
     for _ in 0..3 {
@@ -213,10 +282,13 @@ fn q4_k(x: &[f32], block: &mut [u8]) -> bool {
         s[k + 8] = (scales.sc[k + 4] & 15) | scales.m[k + 4] << 4;
     }
     debug_assert!((0..8).all(|k| six_bits(s, k) == (scales.sc[k], scales.m[k])));
-    for e in 0..128 {
-        let (g, j) = (e / 32, e % 32);
-        let code = |n: usize| scales.grid(2 * g + n).code(x[64 * g + 32 * n + j]) as u8;
-        block[16 + e] = code(0) | code(1) << 4;
+    for (k, x) in x.chunks_exact(32).enumerate() {
+        let grid = scales.grid(k);
+        let (inverse, bytes) = (inverse(grid.scale), &mut block[16 + 32 * (k / 2)..][..32]);
+        for (byte, &x) in bytes.iter_mut().zip(x) {
+            let code = grid.code(x, inverse) as u8;
+            *byte = if k % 2 == 0 { code } else { *byte | code << 4 };
+        }
     }
     finite
 }

@@ -166,3 +166,34 @@ pub fn decode(kind: BlockType, bytes: &[u8], out: &mut [f32]) {
         decode_block(kind, block, out);
     }
 }
+
+/// Rows of `x W^T` with x rounded to eight bits, in f64: `x` `[count, cols]`, result `[count, rows]`.
+///
+/// Every 32 elements of x have the scale `d = max|x| / 127` in f32 and codes `x (127 / max|x|)`, rounded
+/// to the nearest integer with ties to even; all below 2^-100 is zero.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn linear_int8(kind: BlockType, x: &[f32], bytes: &[u8], cols: usize) -> Vec<f64> {
+    let mut weights = vec![0f32; bytes.len() / kind.block_bytes() * kind.block_len()];
+    decode(kind, bytes, &mut weights);
+    let rounded: Vec<f64> = x
+        .chunks_exact(32)
+        .flat_map(|group| {
+            let most = group.iter().fold(0f32, |most, value| most.max(value.abs()));
+            let (d, inverse) = match most < 2f32.powi(-100) {
+                true => (0.0, 0.0),
+                false => (most / 127.0, 127.0 / most),
+            };
+            let value = move |&x: &f32| f64::from(d) * f64::from((x * inverse).round_ties_even());
+            group.iter().map(value)
+        })
+        .collect();
+    let mut out = Vec::new();
+    for x in rounded.chunks_exact(cols) {
+        for w in weights.chunks_exact(cols) {
+            out.push(x.iter().zip(w).map(|(x, &w)| x * f64::from(w)).sum());
+        }
+    }
+    out
+}

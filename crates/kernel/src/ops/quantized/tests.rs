@@ -6,7 +6,7 @@ use danaus_runtime::threads::with_threads;
 use danaus_tensor::{Device, backward_with};
 use danaus_testkit::{assert_close, golden, max_relative_error, randn};
 
-fn bits(tensor: &Tensor) -> Vec<u32> {
+pub(super) fn bits(tensor: &Tensor) -> Vec<u32> {
     tensor.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
@@ -20,7 +20,7 @@ fn golden_name(kind: BlockType) -> String {
 }
 
 /// Random blocks whose scales are of order one: bytes from a counter, halves made small.
-fn random_blocks(kind: BlockType, rows: usize, cols: usize, seed: u64) -> Tensor {
+pub(super) fn random_blocks(kind: BlockType, rows: usize, cols: usize, seed: u64) -> Tensor {
     let row_bytes = kind.row_bytes(cols).unwrap();
     let noise = danaus_tensor::rng::Rng::new(seed, 9);
     let mut bytes: Vec<u8> =

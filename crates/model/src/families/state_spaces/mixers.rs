@@ -54,7 +54,9 @@ pub(super) fn mamba2(f: &mut Fields, m: &mut Mamba2Config) -> Result<()> {
 }
 
 pub(super) fn heads(f: &mut Fields, a: &mut AttentionConfig, d_model: usize) -> Result<()> {
-    f.only("d_conv", 0)?;
+    let mut taps = a.conv_width.unwrap_or(0);
+    f.size_or("d_conv", &mut taps, 0)?;
+    a.conv_width = (taps > 0).then_some(taps);
     f.only("mlp_dim", 0)?;
     // Its own default is false, which a language model cannot mean.
     f.put("causal", true);

@@ -3,7 +3,7 @@
 use super::{LanguageModelling, LmData, LmOptions};
 use crate::guard;
 use crate::progress::{Observer, Summary};
-use crate::report::{self, Report, ResultRow};
+use crate::report::{self, Measure, Report, ResultRow};
 use crate::task::{MemoryTerm, Sample, Task};
 use crate::trainer::{self, Start, Trainer};
 use crate::{Error, Result, TrainConfig};
@@ -244,11 +244,7 @@ fn finish(
     let trigram = ByteTrigram::train(training).bits_per_byte(held_out);
     let gzip = gzip(held_out);
     let samples = task.samples()?;
-    let row = |name: &str, bits_per_byte, is_ours| ResultRow {
-        name: name.to_string(),
-        bits_per_byte,
-        is_ours,
-    };
+    let row = |name: &str, value, is_ours| ResultRow { name: name.to_string(), value, is_ours };
     let report = Report {
         title: request.title.clone(),
         summary: format!(
@@ -259,6 +255,7 @@ fn finish(
             summary.seconds,
             summary.tokens as f64 / 1e6
         ),
+        measure: Measure::BitsPerByte,
         results: vec![
             row("this model", bits_per_byte, true),
             row("gzip -9, file by file", gzip, false),
