@@ -14,6 +14,8 @@ const FEW_TOKENS: usize = 16;
 pub const STAGES: usize = 3;
 /// What a launch that only finds out what segments add costs, in percent of the one that follows.
 const FIRST_LAUNCH: usize = 45;
+/// What a block costs before its first chunk, in chunks.
+const START: usize = 10;
 /// Chunks below which a segment is not cut further.
 const MIN_SEGMENT: usize = 2;
 /// What a block of the gradient kernel spends on B, C and their gradients, in heads.
@@ -39,7 +41,7 @@ pub fn segments(walks: usize, longest_chunks: usize, multiprocessors: usize) -> 
     let most = (longest_chunks / MIN_SEGMENT).clamp(1, 64);
     let cost = |segments: usize| {
         let rounds = (walks * segments).div_ceil(multiprocessors.max(1));
-        let chunks = rounds * longest_chunks.div_ceil(segments);
+        let chunks = rounds * (longest_chunks.div_ceil(segments) + START);
         if segments == 1 { 100 * chunks } else { (100 + FIRST_LAUNCH) * chunks + 100 }
     };
     (1..=most).min_by_key(|&segments| cost(segments)).unwrap_or(1)
@@ -85,7 +87,7 @@ mod tests {
     fn runs_are_cut_when_they_leave_multiprocessors_idle() {
         assert_eq!(segments(walks(&shape(80), 64), 16, 132), 1);
         assert_eq!(segments(walks(&shape(80), 1), 1024, 132), 3);
-        assert_eq!(segments(walks(&shape(2), 1), 4, 132), 2);
+        assert_eq!(segments(walks(&shape(2), 1), 64, 132), 32);
         assert_eq!(segments(1, 1, 132), 1);
     }
 
