@@ -6,6 +6,7 @@
 //! cases, and of the largest matrix product of the same type for the others.
 
 mod decode;
+mod ssd;
 mod train;
 
 use crate::peer::Peer;
@@ -30,6 +31,7 @@ pub const SUITES: &[(&str, &str)] = &[
     ("attention", "attention, forward alone and with its backward"),
     ("decode", "attention of one query a sequence to a paged cache"),
     ("train", "a training step of a Llama of 350 million parameters; not part of all"),
+    ("ssd", "state space duality, its decoding step, selective scan, convolution"),
     ("launch", "small operators one by one and replayed as a graph"),
 ];
 
@@ -100,6 +102,9 @@ pub fn run(
     }
     if suite == "train" {
         bench.train(&mut report)?;
+    }
+    if matches!(suite, "ssd" | "all") {
+        bench.ssd(&mut report)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod models;
 mod operators;
 mod plain_attention;
 mod runtime;
+mod ssd;
 mod tensors;
 
 use danaus::tensor::rng::Rng;

@@ -29,7 +29,9 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         optimizer::variants(),
         rms_norm_gated::cuda::variants(),
         rotary::cuda::variants(),
+        selective_scan::cuda::variants(),
         softmax::cuda::variants(),
+        ssd::cuda::variants(),
     ];
     families.into_iter().flatten().collect()
 }

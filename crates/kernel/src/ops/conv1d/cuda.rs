@@ -108,6 +108,20 @@ impl Conv<'_> {
         Ok(self.x.gpu()?.kernel(&SOURCE, entry, &tables.defines)?)
     }
 
+    /// Whether rows are whole pieces of 16 bytes.
+    fn in_pieces(&self, addresses: [u64; 2]) -> bool {
+        let row = self.weight.dims()[0] * self.x.dtype().size();
+        row.is_multiple_of(16) && addresses.iter().all(|at| at.is_multiple_of(16))
+    }
+
+    /// A block for 32 pieces of 8 tiles of 8 tokens.
+    fn tiles(&self) -> Result<Launch> {
+        let channels = self.weight.dims()[0];
+        let pieces = channels * self.x.dtype().size() / 16;
+        let tokens = self.x.elem_count() / channels;
+        threads(256 * pieces.div_ceil(32) * tokens.div_ceil(64))
+    }
+
     /// Elements of the states of all runs.
     fn state_elements(&self) -> usize {
         self.runs.len() * self.weight.dims()[0] * (self.weight.dims()[1] - 1)
@@ -126,7 +140,16 @@ impl Conv<'_> {
                 [&x, &weight, &bias, &initial, &runs, &run_of, &to, &tables.shape];
             // SAFETY: all tensors have the shapes that were checked; runs lie inside the tokens and
             // states inside theirs; the output is fresh.
-            unsafe { self.kernel(&tables, "forward")?.launch(&threads(count)?, &arguments)? };
+            unsafe {
+                match self.in_pieces([x, to]) {
+                    true => {
+                        self.kernel(&tables, "forward_tiles")?.launch(&self.tiles()?, &arguments)?
+                    }
+                    false => {
+                        self.kernel(&tables, "forward")?.launch(&threads(count)?, &arguments)?
+                    }
+                }
+            };
         }
         *states = Tensor::zeros(states.shape(), states.dtype(), &states.device())?;
         let count = self.state_elements();
@@ -192,6 +215,39 @@ impl Conv<'_> {
             Ok(Gradients { x: dx, weight, bias, initial })
         })
     }
+}
+
+/// A decoding step on contiguous arrays in the wide dtype: `x` and `y` `[batch, channels, seqlen]`, states
+/// `[batch, channels, state_len]`.
+pub(super) fn update(
+    [x, state, weight]: [&Tensor; 3],
+    bias: Option<&Tensor>,
+    positions: Option<&Tensor>,
+    silu: bool,
+    [y, next]: [&mut Tensor; 2],
+) -> Result<()> {
+    let &[batch, channels, seqlen] = x.dims() else {
+        return Err(Error::internal("an update of a tensor without three dimensions"));
+    };
+    let rows = batch * channels;
+    if rows == 0 {
+        return Ok(());
+    }
+    let state_len = state.dims()[2];
+    let sizes = [rows, channels, seqlen, state_len].map(|size| size as i64);
+    let [rows_at, channels, seqlen, state_len] = &sizes;
+    let (from, old, weights) =
+        (x.device_address()?, state.device_address()?, weight.device_address()?);
+    let (bias, positions) = (optional(bias)?, optional(positions)?);
+    let (to, next) = (y.device_address_mut()?, next.device_address_mut()?);
+    let arguments: [&dyn Argument; 11] = [
+        &from, &old, &weights, &bias, &positions, &to, &next, rows_at, channels, seqlen, state_len,
+    ];
+    let defines = defines(device_type(OP, x.dtype())?, weight.dims()[1], silu);
+    let kernel = x.gpu()?.kernel(&SOURCE, "update", &defines)?;
+    // SAFETY: shapes were checked; outputs are fresh.
+    unsafe { kernel.launch(&threads(rows)?, &arguments)? };
+    Ok(())
 }
 
 /// Whether runs are the rows of a batch of equal lengths, each with its own state.

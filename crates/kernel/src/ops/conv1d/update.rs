@@ -1,7 +1,7 @@
 //! Decoding: the convolution of new tokens with a state buffer, and buffers from a packed prompt.
 
 use super::reference::{self, UpdateShape};
-use super::{cpu::MAX_WIDTH, on_cpu, taps};
+use super::{cpu::MAX_WIDTH, cuda, on_cpu, taps};
 use crate::ops::ssd::arrays::{
     Packing, check_array, check_shape, plain, plain_optional, required, slice, wide,
 };
@@ -114,8 +114,22 @@ impl Op for Update {
         Saves::none()
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let shape = self.validate(inputs)?;
+        if outputs[0].device().is_cuda() {
+            let at = |index| required(OP, inputs, &NAMES, index).and_then(plain);
+            let (x, state, weight) = (at(0)?, at(1)?, at(2)?);
+            let (bias, seqlens) = (plain_optional(inputs[3])?, plain_optional(inputs[4])?);
+            let [y, next] = outputs else {
+                return Err(Error::internal("causal_conv1d_update has two outputs"));
+            };
+            let (bias, seqlens) = (bias.as_ref(), seqlens.as_ref());
+            return cuda::update([&x, &state, &weight], bias, seqlens, self.silu, [y, next]);
+        }
         match outputs[0].dtype() {
             DType::F64 => self.run_as::<f64>(&shape, inputs, outputs),
             _ => self.run_as::<f32>(&shape, inputs, outputs),

@@ -34,6 +34,7 @@
 
 mod api;
 pub mod cpu;
+pub(crate) mod cuda;
 mod op;
 mod problem;
 pub mod reference;

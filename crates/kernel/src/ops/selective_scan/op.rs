@@ -1,10 +1,10 @@
 //! The operator on the tape: dispatch to the f64 recurrence or the vectorised kernels.
 
 use super::problem::{
-    A, B, C, D, DELTA, DELTA_BIAS, INITIAL, NAMES, OP, Plain, Problem, U, Wide, Z, at,
-    nan_in_delta, validate,
+    A, B, C, CU_SEQLENS, D, DELTA, DELTA_BIAS, INITIAL, NAMES, OP, Plain, Problem, SEQ_IDX, U,
+    Wide, Z, at, nan_in_delta, validate,
 };
-use super::{cpu, reference};
+use super::{cpu, cuda, reference};
 use crate::ops::ssd::arrays::{Held, empty_like, like, plain, plain_optional, slice, target, wide};
 use danaus_tensor::{Backward, DType, Error, Inputs, Meta, Op, Result, Saves, Tensor};
 
@@ -118,7 +118,22 @@ impl Op for SelectiveScan {
         Saves::inputs(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     }
 
+    fn host_inputs(&self) -> &'static [usize] {
+        &[SEQ_IDX, CU_SEQLENS]
+    }
+
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        if outputs[0].device().is_cuda() {
+            let problem = Problem::new(inputs, self.delta_softplus)?;
+            let [y, last] = outputs else {
+                return Err(Error::internal("selective_scan has two outputs"));
+            };
+            return cuda::forward(&problem, inputs, y, last);
+        }
         match outputs[0].dtype() {
             DType::F64 => self.run_f64(inputs, outputs),
             _ => self.run_wide(inputs, outputs),
@@ -131,6 +146,10 @@ impl Op for SelectiveScan {
         let dy = ctx.grad_or_zeros(0, u)?;
         let dlast = ctx.grads[1].as_ref();
         let slots = match u.dtype() {
+            _ if u.device().is_cuda() => {
+                let problem = Problem::new(&inputs, self.delta_softplus)?;
+                cuda::backward(&problem, &inputs, &dy, dlast)
+            }
             DType::F64 => self.backward_f64(&inputs, &dy, dlast),
             _ => self.backward_wide(&inputs, &dy, dlast),
         }?;

@@ -116,6 +116,8 @@ pub(super) fn validate(inputs: Inputs) -> Result<(Shape, Packing)> {
     }
     let a = plain(at(inputs, A)?)?;
     let bad = match a.dtype() {
+        // Looking at the numbers would wait for the GPU.
+        _ if a.device().is_cuda() => false,
         DType::F64 => {
             a.as_slice()?.iter().fold(false, |bad, &v: &f64| bad | v.is_nan() | (v > 0.0))
         }

@@ -79,6 +79,21 @@ impl Held {
         Ok(Self { tensor: tensor.contiguous()?, rows, width, stride: width })
     }
 
+    /// The tensor that holds the rows.
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Number of rows.
+    pub(crate) fn count(&self) -> usize {
+        self.rows
+    }
+
+    /// Device address of the first row and the distance between rows, for kernels on a GPU.
+    pub(crate) fn on_device(&self) -> Result<(u64, usize)> {
+        Ok((self.tensor.device_address()?, self.stride))
+    }
+
     /// The elements, for kernels on f32 and bf16.
     pub(crate) fn rows(&self) -> Result<Rows<'_>> {
         let len = if self.rows == 0 || self.width == 0 {

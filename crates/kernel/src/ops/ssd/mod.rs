@@ -28,12 +28,14 @@
 //! has the bits it has alone unless the batch is so small that the kernel cuts it along time; chunked
 //! and step results agree to rounding, not to the bit. At [`Level::Invariant`](danaus_tensor::Level)
 //! forward runs the recurrence token by token, so that a sequence cut anywhere, with its state handed
-//! over, has the bits of the whole and of `ssd_step`.
+//! over, has the bits of the whole and of `ssd_step`. GPUs serve the same calls; which kernels do is in
+//! `cuda`.
 
 mod api;
 pub(crate) mod arrays;
 pub mod config;
 pub mod cpu;
+pub(crate) mod cuda;
 mod op;
 pub mod reference;
 pub mod runs;

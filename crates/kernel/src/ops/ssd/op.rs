@@ -10,6 +10,7 @@ use super::cpu::forward::forward;
 use super::cpu::prologue::Prologue;
 use super::cpu::rows::{Rows, Source, Target};
 use super::cpu::{self, gate_backward};
+use super::cuda;
 use super::reference::{self, Steps};
 use danaus_runtime::pool::Scratch;
 use danaus_tensor::{
@@ -46,15 +47,15 @@ impl SsdOptions {
 }
 
 /// Positions of the inputs.
-const X: usize = 0;
-const DT: usize = 1;
-const A: usize = 2;
-const B: usize = 3;
-const C: usize = 4;
-const D: usize = 5;
-const Z: usize = 6;
-const DT_BIAS: usize = 7;
-const INITIAL: usize = 8;
+pub(super) const X: usize = 0;
+pub(super) const DT: usize = 1;
+pub(super) const A: usize = 2;
+pub(super) const B: usize = 3;
+pub(super) const C: usize = 4;
+pub(super) const D: usize = 5;
+pub(super) const Z: usize = 6;
+pub(super) const DT_BIAS: usize = 7;
+pub(super) const INITIAL: usize = 8;
 const SEQ_IDX: usize = 9;
 const CU_SEQLENS: usize = 10;
 const NAMES: [&str; 11] =
@@ -67,19 +68,19 @@ pub(super) struct Ssd {
 }
 
 /// Everything a pass needs, off the tape.
-struct Problem {
-    shape: Shape,
-    packing: Packing,
-    x: Held,
-    b: Held,
-    c: Held,
-    z: Option<Held>,
-    dt: Tensor,
-    a: Tensor,
+pub(super) struct Problem {
+    pub(super) shape: Shape,
+    pub(super) packing: Packing,
+    pub(super) x: Held,
+    pub(super) b: Held,
+    pub(super) c: Held,
+    pub(super) z: Option<Held>,
+    pub(super) dt: Tensor,
+    pub(super) a: Tensor,
     /// `[heads, head_dim]`.
-    d: Option<Tensor>,
-    dt_bias: Option<Tensor>,
-    initial: Option<Tensor>,
+    pub(super) d: Option<Tensor>,
+    pub(super) dt_bias: Option<Tensor>,
+    pub(super) initial: Option<Tensor>,
 }
 
 impl Ssd {
@@ -160,6 +161,10 @@ impl Ssd {
         self.options.check_limits(op)?;
         if self.options.chunk_size == Some(0) {
             return Err(Error::argument(op, "chunk_size", 0, "at least 1"));
+        }
+        if dt.device().is_cuda() {
+            // Looking at them here would wait for the GPU.
+            return Ok(());
         }
         // A reduction without branches: the loop runs over every step of the model.
         if any(dt, f64::is_nan, f32::is_nan)? {
@@ -361,7 +366,7 @@ impl Ssd {
 }
 
 /// One gradient an input.
-type Slots = Vec<Option<Tensor>>;
+pub(super) type Slots = Vec<Option<Tensor>>;
 
 /// Whether an element of an f64 or f32 tensor has a property.
 fn any(tensor: &Tensor, wide: impl Fn(f64) -> bool, narrow: impl Fn(f32) -> bool) -> Result<bool> {
@@ -459,7 +464,19 @@ impl Op for Ssd {
         danaus_tensor::Saves::inputs(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     }
 
+    fn host_inputs(&self) -> &'static [usize] {
+        &[SEQ_IDX, CU_SEQLENS]
+    }
+
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        if outputs[0].device().is_cuda() {
+            let [y, last] = outputs else { return Err(Error::internal("ssd has two outputs")) };
+            return cuda::forward(self, &self.problem(inputs)?, y, last);
+        }
         match outputs[0].dtype() {
             DType::F64 => self.run_f64(inputs, outputs),
             _ => self.run_f32(inputs, outputs),
@@ -472,6 +489,9 @@ impl Op for Ssd {
         let dy = ctx.grad_or_zeros(0, x)?;
         let dfinal = ctx.grads[1].as_ref();
         let slots = match x.dtype() {
+            _ if x.device().is_cuda() => {
+                cuda::backward(self, &self.problem(&inputs)?, &inputs, &dy, dfinal)
+            }
             DType::F64 => self.backward_f64(&inputs, &dy, dfinal),
             _ => self.backward_chunked(&inputs, &dy, dfinal),
         }?;

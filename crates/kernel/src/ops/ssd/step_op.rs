@@ -1,14 +1,15 @@
 //! One decoding step (or a few) as an operator.
 
 use super::arrays::{
-    Held, check_array, check_dtype, check_shape, plain, plain_optional, required, slice, target,
-    wide,
+    Held, Packing, check_array, check_dtype, check_shape, plain, plain_optional, required, slice,
+    target, wide,
 };
 use super::config::Shape;
 use super::cpu::prologue::Prologue;
 use super::cpu::rows::Rows;
 use super::cpu::{self};
-use super::op::SsdOptions;
+use super::cuda;
+use super::op::{Problem, SsdOptions};
 use super::reference;
 use super::runs;
 use danaus_runtime::pool::Scratch;
@@ -96,6 +97,26 @@ impl SsdStep {
         Ok(())
     }
 
+    fn run_cuda(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (shape, batch, seqlen) = self.validate(inputs)?;
+        let at = |index| required(self.name(), inputs, &NAMES, index);
+        let problem = Problem {
+            shape,
+            packing: Packing { runs: runs::from_batch(batch, seqlen), states: batch },
+            x: Held::new(at(0)?, 2)?,
+            b: Held::new(at(3)?, 2)?,
+            c: Held::new(at(4)?, 2)?,
+            z: inputs[6].map(|z| Held::new(z, 2)).transpose()?,
+            dt: plain(at(1)?)?,
+            a: plain(at(2)?)?,
+            d: plain_optional(inputs[5])?,
+            dt_bias: plain_optional(inputs[7])?,
+            initial: Some(plain(at(8)?)?),
+        };
+        let [y, last] = outputs else { return Err(Error::internal("ssd_step has two outputs")) };
+        cuda::step(&self.options.steps(), false, &problem, y, last)
+    }
+
     fn run_f32(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let (shape, batch, seqlen) = self.validate(inputs)?;
         let at = |index| required(self.name(), inputs, &NAMES, index);
@@ -149,7 +170,14 @@ impl Op for SsdStep {
         danaus_tensor::Saves::none()
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        if outputs[0].device().is_cuda() {
+            return self.run_cuda(inputs, outputs);
+        }
         match outputs[0].dtype() {
             DType::F64 => self.run_f64(inputs, outputs),
             _ => self.run_f32(inputs, outputs),
