@@ -80,7 +80,7 @@ pub unsafe fn forward<T: Element, O: Lane>(
 fn reads_in_place<T: Element>(panels: &[PanelRows]) -> bool {
     use danaus_runtime::simd::{Isa, isa};
     let few = panels.len() == 1 && panels[0].count <= few_rows::MOST;
-    few && !T::IS_BF16 && isa() == Isa::Avx512
+    few && T::IS_F32 && isa() == Isa::Avx512
 }
 
 #[cfg(not(target_arch = "x86_64"))]

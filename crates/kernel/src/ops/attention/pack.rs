@@ -12,6 +12,8 @@ use half::{bf16, f16};
 
 /// Element types of the CPU kernels.
 pub trait Element: Lane {
+    /// Whether elements are words as they are.
+    const IS_F32: bool;
     /// Whether pairs of elements are words as they are.
     const IS_BF16: bool;
     /// The bits as bf16 (rounded where the type is wider).
@@ -19,6 +21,7 @@ pub trait Element: Lane {
 }
 
 impl Element for f32 {
+    const IS_F32: bool = true;
     const IS_BF16: bool = false;
     #[inline(always)]
     fn bf16_bits(self) -> u32 {
@@ -27,6 +30,7 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const IS_F32: bool = false;
     const IS_BF16: bool = true;
     #[inline(always)]
     fn bf16_bits(self) -> u32 {
@@ -35,6 +39,7 @@ impl Element for bf16 {
 }
 
 impl Element for f16 {
+    const IS_F32: bool = false;
     const IS_BF16: bool = false;
     #[inline(always)]
     fn bf16_bits(self) -> u32 {
