@@ -80,13 +80,18 @@ DEVICE void rotate(float (&x)[8], const float (&signs)[8]) {
     }
 }
 
-// The block's scale, and its place among the scales. With a scale a head, `largest` was found before.
-DEVICE float tile_scale(const QuantizeParams& params, i64 head, float largest) {
+// Stores the block's scale and returns the magnitude that becomes the largest code. With a scale a head,
+// `largest` was found before.
+DEVICE float tile_largest(const QuantizeParams& params, i64 head, float largest) {
     if (params.largest) largest = __uint_as_float(params.largest[head]);
-    const float scale = largest > 0.f ? largest / kLargestE4m3 : 1.f;
-    if (threadIdx.x == 0) params.scales[(head * params.tiles + blockIdx.x) * params.scale_stride] = scale;
-    return scale;
+    if (largest == 0.f) largest = kLargestE4m3;
+    if (threadIdx.x == 0) params.scales[(head * params.tiles + blockIdx.x) * params.scale_stride] = largest / kLargestE4m3;
+    return largest;
 }
+
+// What is rounded to a code. The product is exact for 16-bit inputs and the quotient the nearest float, so
+// that what lies half way between two codes stays there and goes to the even one, as in the reference.
+DEVICE float scaled(float x, float largest) { return x * kLargestE4m3 / largest; }
 
 // Rows of a tile in their order: q and k. With kMeasure only the head's largest magnitude is found.
 template <class Element, int kHeadDim, int kRows, bool kMeasure>
@@ -110,7 +115,7 @@ DEVICE void quantize_rows(const QuantizeParams& params) {
         // Magnitudes order as their bits do.
         if (threadIdx.x == 0) atomicMax(params.largest + head, __float_as_uint(largest));
     } else {
-        const float inverse = 1.f / tile_scale(params, head, largest);
+        largest = tile_largest(params, head, largest);
         u8* tile = params.codes + (head * params.tiles + blockIdx.x) * Tile::kTileBytes;
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) {
@@ -118,7 +123,7 @@ DEVICE void quantize_rows(const QuantizeParams& params) {
             if (row >= kRows) break;
             float(&y)[8] = x[pass];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) y[i] *= inverse;
+            for (int i = 0; i < 8; ++i) y[i] = scaled(y[i], largest);
             *reinterpret_cast<uint2*>(tile + Tile::place(row, column)) = uint2{pack_e4m3(y[0], y[1], y[2], y[3]), pack_e4m3(y[4], y[5], y[6], y[7])};
         }
     }
@@ -153,7 +158,7 @@ DEVICE void quantize_columns(const QuantizeParams& params) {
     if constexpr (kMeasure) {
         if (threadIdx.x == 0) atomicMax(params.largest + head, __float_as_uint(largest));
     } else {
-        const float inverse = 1.f / tile_scale(params, head, largest);
+        largest = tile_largest(params, head, largest);
         u8* tile = params.codes + (head * params.tiles + blockIdx.x) * Tile::kTileBytes;
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) {
@@ -164,7 +169,7 @@ DEVICE void quantize_columns(const QuantizeParams& params) {
                 u32 words[4];
 #pragma unroll
                 for (int w = 0; w < 4; ++w) {
-                    const auto value = [&](int at) { return inverse * (half ? Element::high(x[pass][at]) : Element::low(x[pass][at])); };
+                    const auto value = [&](int at) { return scaled(half ? Element::high(x[pass][at]) : Element::low(x[pass][at]), largest); };
                     words[w] = pack_e4m3(value(4 * w), value(4 * w + 1), value(4 * w + 2), value(4 * w + 3));
                 }
                 *reinterpret_cast<uint4*>(tile + Tile::place(column + half, 16 * group)) = uint4{words[0], words[1], words[2], words[3]};
