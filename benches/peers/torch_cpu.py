@@ -162,7 +162,64 @@ def scan_case(train, channels=1536, length=1024, d_state=16):
 
 
 F32, BF16 = torch.float32, torch.bfloat16
+def monarch(w1, w2, x):
+    """Two batched products around a transpose, as the public reference multiplies."""
+    k, q, p = w1.shape
+    l, s, r = w2.shape
+    h = torch.bmm(x.reshape(-1, k, p).transpose(0, 1), w1.transpose(1, 2))
+    h = h.transpose(0, 1).reshape(-1, r, l).permute(2, 0, 1)
+    return torch.bmm(h, w2.transpose(1, 2)).permute(1, 2, 0).reshape(-1, s * l)
+
+
+def butterfly(twiddle, x):
+    """Factors of increasing strides as elementwise products, as the public reference multiplies."""
+    log_n = twiddle.shape[0]
+    n = 2**log_n
+    for index in range(log_n):
+        stride = 2**index
+        blocks = twiddle[index].view(n // (2 * stride), stride, 2, 2).permute(0, 2, 3, 1)
+        pairs = x.view(-1, n // (2 * stride), 1, 2, stride)
+        x = (blocks * pairs).sum(dim=3).reshape(-1, n)
+    return x
+
+
+def structured(kind, dtype, train=False, n=4096, batch=256):
+    def weight(*shape):
+        values = torch.randn(*shape) / shape[-1] ** 0.5
+        return values.to(dtype).requires_grad_(train)
+
+    x = torch.randn(batch, n).to(dtype).requires_grad_(train)
+    dy = torch.randn(batch, n).to(dtype)
+    if kind == "dense":
+        w = weight(n, n)
+        product = lambda: F.linear(x, w)
+    elif kind == "butterfly":
+        w = weight(n.bit_length() - 1, n // 2, 2, 2)
+        product = lambda: butterfly(w, x)
+    else:
+        side = n // kind
+        w1, w2 = weight(kind, side, side), weight(kind, side, side)
+        product = lambda: monarch(w1, w2, x)
+    if not train:
+        return lambda: product()
+    return lambda: product().backward(dy)
+
+
+MATRIX = {
+    f"matrix_{name}_{dtype}": lambda kind=kind, torch_dtype=torch_dtype: inference(
+        lambda: structured(kind, torch_dtype)
+    )
+    for name, kind in [("dense", "dense"), ("monarch64", 64), ("monarch4", 4), ("butterfly", "butterfly")]
+    for dtype, torch_dtype in [("f32", torch.float32), ("bf16", torch.bfloat16)]
+}
+MATRIX_TRAIN = {
+    f"matrix_{name}_f32_both": lambda kind=kind: structured(kind, torch.float32, train=True)
+    for name, kind in [("dense", "dense"), ("monarch64", 64), ("monarch4", 4), ("butterfly", "butterfly")]
+}
+
 CASES = {
+    **MATRIX,
+    **MATRIX_TRAIN,
     "transformer_step": lambda: model_step(lambda d: Attention(d, 4), True),
     "mamba2_step": lambda: model_step(lambda d: Mamba2(d, 64, 64), False),
     "attention_f32": lambda: inference(lambda: attention(F32)),

@@ -5,16 +5,22 @@
 //! second-level cache. The share is that of the copy measured in the same process for memory-bound
 //! cases, and of the largest matrix product of the same type for the others.
 
+mod decode;
 mod ssd;
+mod train;
 
+use crate::peer::Peer;
+use crate::roofline::Roofline;
 use crate::{Error, Result};
 use danaus_kernel::ops::activation::swiglu;
-use danaus_kernel::ops::attention::{AttentionOptions, attention};
+use danaus_kernel::ops::attention::{AttentionOptions, Fp8, attention};
 use danaus_kernel::ops::norm::{Affine, rms_norm};
 use danaus_kernel::ops::softmax::softmax;
 use danaus_runtime::cuda::{self, DeviceBuffer, Gpu, Graph};
 use danaus_tensor::rng::Rng;
 use danaus_tensor::{DType, Device, Tensor, backward_with, no_grad};
+use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The suites, with what they cover.
@@ -23,6 +29,8 @@ pub const SUITES: &[(&str, &str)] = &[
     ("gemm", "matrix products"),
     ("elementwise", "formulas, reductions, softmax, norm"),
     ("attention", "attention, forward alone and with its backward"),
+    ("decode", "attention of one query a sequence to a paged cache"),
+    ("train", "a training step of a Llama of 350 million parameters; not part of all"),
     ("ssd", "state space duality, its decoding step, selective scan, convolution"),
     ("launch", "small operators one by one and replayed as a graph"),
 ];
@@ -54,17 +62,25 @@ impl Row {
     }
 }
 
-/// Runs a suite (or `all`) and hands every row to `report` as soon as it is there.
+/// Runs a suite (or `all`) and hands every row to `report` as soon as it is there. With a folder of
+/// peers' scripts, cases of `attention` are followed by those of PyTorch's back ends.
 ///
 /// # Errors
-/// When there is no such suite, the GPU cannot be used, or a case fails.
-pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result<()> {
+/// When there is no such suite, the GPU or a peer cannot be used, or a case fails.
+pub fn run(
+    device: &Device,
+    suite: &str,
+    peers: Option<&Path>,
+    mut report: impl FnMut(&Row),
+) -> Result<()> {
     if suite != "all" && !SUITES.iter().any(|(name, _)| *name == suite) {
         let names: Vec<&str> = SUITES.iter().map(|(name, _)| *name).collect();
         let valid = format!("{} or all on a GPU", names.join(", "));
         return Err(Error::UnknownSuite { given: suite.to_string(), valid });
     }
-    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0 };
+    let peer = peers.map(|folder| Peer::start(folder, "attention_torch_gpu.py", 1)).transpose()?;
+    let peer = peer.map(RefCell::new);
+    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0, peer };
     no_grad(|| {
         bench.copy(suite != "copy" && suite != "all", &mut report)?;
         if matches!(suite, "gemm" | "all") {
@@ -72,6 +88,9 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
         }
         if matches!(suite, "elementwise" | "all") {
             bench.elementwise(&mut report)?;
+        }
+        if matches!(suite, "decode" | "all") {
+            bench.decode(&mut report)?;
         }
         if matches!(suite, "launch" | "all") {
             bench.launch(&mut report)?;
@@ -81,10 +100,29 @@ pub fn run(device: &Device, suite: &str, mut report: impl FnMut(&Row)) -> Result
     if matches!(suite, "attention" | "all") {
         bench.attention(&mut report)?;
     }
+    if suite == "train" {
+        bench.train(&mut report)?;
+    }
     if matches!(suite, "ssd" | "all") {
         bench.ssd(&mut report)?;
     }
     Ok(())
+}
+
+/// The ceilings of a GPU: the driver's copy, and the bf16 product of 8192^3 in place of f32 arithmetic.
+///
+/// # Errors
+/// When the GPU cannot be used.
+pub fn roofline(device: &Device) -> Result<Roofline> {
+    let mut bench = Bench { gpu: device.gpu()?, device: *device, copy: 0.0, peer: None };
+    no_grad(|| {
+        bench.copy(true, &mut |_| ())?;
+        let [a, b] = [1, 2].map(|seed| bench.random(seed, &[8192, 8192], DType::BF16));
+        let (a, b) = (a?, b?.transpose(0, 1)?);
+        let seconds = bench.time(|| Ok(a.matmul(&b).map(drop)?))? / 1e3;
+        let f32_flops = 2.0 * 8192f64.powi(3) / seconds;
+        Ok(Roofline { copy_bytes_per_s: bench.copy, f32_flops })
+    })
 }
 
 struct Bench {
@@ -92,6 +130,7 @@ struct Bench {
     device: Device,
     /// The driver's copy, in bytes read and written a second.
     copy: f64,
+    peer: Option<RefCell<Peer>>,
 }
 
 /// Runs of a case, of which the median counts.
@@ -217,37 +256,78 @@ impl Bench {
 const TOKENS: usize = 16_384;
 const WIDTH: usize = 2048;
 
+/// Head dimension, causality and length; at head dim 192 the width is that of whole heads.
+fn attention_cases() -> impl Iterator<Item = (usize, bool, usize)> {
+    let kinds = [false, true].into_iter().flat_map(|c| [1024, 4096, 16_384].map(|len| (c, len)));
+    let kinds: Vec<_> = kinds.collect();
+    [64, 128, 192, 256].into_iter().flat_map(move |head_dim| {
+        kinds.clone().into_iter().map(move |(causal, len)| (head_dim, causal, len))
+    })
+}
+
 impl Bench {
     /// Operations count two products over the visible scores, five more with the backward pass; causal
-    /// is half.
+    /// is half. Eight bits: with quantising, without rotation; of the ceiling of 16-bit products.
     fn attention(&self, report: &mut impl FnMut(&Row)) -> Result<()> {
-        for head_dim in [64, 128, 256] {
-            for causal in [false, true] {
-                for len in [1024, 4096, 16_384] {
-                    let shape = [TOKENS / len, len, WIDTH / head_dim, head_dim];
-                    let [q, k, v] = [1, 2, 3].map(|seed| self.random(seed, &shape, DType::BF16));
-                    let leaves = [q?.tracked(), k?.tracked(), v?.tracked()];
-                    let grad = self.random(4, &shape, DType::BF16)?;
-                    let options = AttentionOptions { causal, ..AttentionOptions::default() };
-                    let [q, k, v] = &leaves;
-                    let visible = (TOKENS * len * WIDTH) as f64 * if causal { 0.5 } else { 1.0 };
-                    let bytes = 4.0 * q.bytes() as f64;
-                    let kind = if causal { "causal" } else { "full" };
-                    let what = format!("attention bf16 {shape:?} {kind}");
-                    let row = self.case(what.clone(), (4.0 * visible, bytes), || {
-                        Ok(no_grad(|| attention(q, k, v, &options)).map(drop)?)
-                    })?;
-                    report(&row);
-                    if head_dim > 128 {
-                        continue; // no backward kernel
-                    }
-                    let what = format!("{what}, with backward");
-                    report(&self.case(what, (14.0 * visible, 2.0 * bytes), || {
-                        let (out, _) = attention(q, k, v, &options)?;
-                        Ok(backward_with(&[(&out, &grad)]).map(drop)?)
+        for (head_dim, causal, len) in attention_cases() {
+            let shape = [TOKENS / len, len, WIDTH / head_dim, head_dim];
+            let kind = if causal { "causal" } else { "full" };
+            let visible =
+                (TOKENS * len * shape[2] * head_dim) as f64 * if causal { 0.5 } else { 1.0 };
+            for dtype in [DType::BF16, DType::F16] {
+                if dtype == DType::F16 && len != 4096 {
+                    continue;
+                }
+                let [q, k, v] = [1, 2, 3].map(|seed| self.random(seed, &shape, dtype));
+                let leaves = [q?.tracked(), k?.tracked(), v?.tracked()];
+                let grad = self.random(4, &shape, dtype)?;
+                let options = AttentionOptions { causal, ..AttentionOptions::default() };
+                let [q, k, v] = &leaves;
+                let bytes = 4.0 * q.bytes() as f64;
+                let [batch, _, heads, _] = shape;
+                let case = format!("{batch} {len} {heads} {head_dim} {kind}");
+                let peers = dtype == DType::BF16;
+                let what = format!("attention {dtype} {shape:?} {kind}");
+                let row = self.case(what.clone(), (4.0 * visible, bytes), || {
+                    Ok(no_grad(|| attention(q, k, v, &options)).map(drop)?)
+                })?;
+                report(&row);
+                if peers {
+                    self.beside(&row, &format!("forward {case}"), report)?;
+                }
+                let what = format!("{what}, with backward");
+                let row = self.case(what, (14.0 * visible, 2.0 * bytes), || {
+                    let (out, _) = attention(q, k, v, &options)?;
+                    Ok(backward_with(&[(&out, &grad)]).map(drop)?)
+                })?;
+                report(&row);
+                if peers {
+                    self.beside(&row, &format!("both {case}"), report)?;
+                }
+                if peers && head_dim != 192 {
+                    let fp8 = Some(Fp8::default());
+                    let eight = AttentionOptions { causal, fp8, ..AttentionOptions::default() };
+                    let what = format!("attention e4m3 {shape:?} {kind}");
+                    report(&self.case(what, (4.0 * visible, bytes), || {
+                        Ok(no_grad(|| attention(q, k, v, &eight)).map(drop)?)
                     })?);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The same case by the peer's back ends, right after ours. What one cannot do is left out.
+    fn beside(&self, ours: &Row, case: &str, report: &mut impl FnMut(&Row)) -> Result<()> {
+        let Some(peer) = &self.peer else { return Ok(()) };
+        for backend in ["cudnn", "flash"] {
+            let run = |_| peer.borrow_mut().run(&format!("{backend} {case}"));
+            let Ok(mut times) = (0..3).map(run).collect::<Result<Vec<_>>>() else { continue };
+            times.sort_unstable();
+            let median_ms = times[1].as_secs_f64() * 1e3;
+            let ratio = median_ms / ours.median_ms;
+            let what = format!("  {backend}: ours is {ratio:.3} times as fast");
+            report(&Row { what, median_ms, of_ceiling: None, ..ours.clone() });
         }
         Ok(())
     }

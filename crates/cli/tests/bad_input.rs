@@ -51,6 +51,22 @@ fn a_corpus_without_text() {
     refused(&["eval", "ppl", "--model", &folder, "--text", &empty], &["no documents in"]);
 }
 
+/// A missing GPU is said at once, by every command that may use one.
+#[test]
+fn devices_that_are_not_there() {
+    let place = Place::new();
+    place.train_refused("run", &["--device", "gpu"], &["gpu", "cuda:N"]);
+    place.train_refused("run", &["--device", "cuda:99"], &["--device cpu"]);
+    let model = Place::with_model();
+    let folder = model.at("run/model");
+    let generate = ["generate", "--model", &folder, "--prompt", "x", "--device"];
+    let eval = ["eval", "ppl", "--model", &folder, "--text", &folder, "--device"];
+    for command in [&generate[..], &eval[..]] {
+        refused(&[command, &["gpu"]].concat(), &["gpu", "cuda:N"]);
+        refused(&[command, &["cuda:99"]].concat(), &["--device cpu"]);
+    }
+}
+
 #[test]
 fn text_that_is_not_utf8() {
     let place = Place::new();

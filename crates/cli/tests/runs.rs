@@ -187,6 +187,10 @@ fn all_kinds_of_runs_learn() {
     let config = common::CONFIG;
     let variants = [
         ("\"weights\": \"dense\"", "\"weights\": \"lowrank(6)\""),
+        ("\"weights\": \"dense\"", "\"weights\": \"monarch(2)\""),
+        ("\"weights\": \"dense\"", "\"weights\": \"butterfly\""),
+        ("\"weights\": \"dense\"", "\"weights\": \"kaleidoscope\""),
+        ("\"weights\": \"dense\"", "\"weights\": \"ldr(2)\""),
         ("\"max_positions\": 64", "\"max_positions\": 64, \"learned_positions\": true"),
         (
             "\"kind\": \"rms\", \"eps\": 1e-5, \"bias\": false",

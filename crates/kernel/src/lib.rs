@@ -6,6 +6,7 @@
 
 mod device;
 mod hook;
+pub mod lists;
 pub mod ops;
 mod rows;
 mod vector;

@@ -27,11 +27,20 @@ pub struct Compute {
     pub recompute: bool,
     /// What products with quantised matrices see of activations: all bits, or eight.
     pub activations: Activations,
+    /// Where parameters, activations and states are.
+    pub device: Device,
+}
+
+impl Compute {
+    /// On the processor in this element type.
+    pub const fn new(dtype: DType) -> Self {
+        Self { dtype, recompute: false, activations: Activations::F32, device: Device::Cpu }
+    }
 }
 
 impl Default for Compute {
     fn default() -> Self {
-        Self { dtype: DType::F32, recompute: false, activations: Activations::F32 }
+        Self::new(DType::F32)
     }
 }
 
@@ -93,9 +102,9 @@ impl Decoder {
     /// # Errors
     /// When the config's parts do not fit, or memory does not suffice.
     pub fn init(config: &Config, seed: u64, compute: Compute) -> Result<Self> {
-        config.check_memory(available_bytes())?;
+        config.check_memory(available_memory(&compute.device)?)?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        Self::build(&ParamBuilder::init(seed, dtype, Device::Cpu), config, compute)
+        Self::build(&ParamBuilder::init(seed, dtype, compute.device), config, compute)
     }
 
     /// The config.
@@ -114,7 +123,7 @@ impl Decoder {
     }
 
     /// Where the parameters are.
-    fn device(&self) -> Device {
+    pub fn device(&self) -> Device {
         self.params.iter().next().map_or(Device::Cpu, |param| param.tensor().device())
     }
 
@@ -124,7 +133,7 @@ impl Decoder {
             return Err(Error::argument("token id", id, valid));
         }
         let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let ids = Tensor::from_vec(wide, [ids.len()], &Device::Cpu)?.to_device(&self.device())?;
+        let ids = Tensor::from_vec(wide, [ids.len()], &self.device())?;
         let mut x = self.embedding.gather_rows(&ids)?.to_dtype(self.stream_dtype())?;
         if let Some([into, _]) = &self.projections {
             x = into.apply(&x, Extras::default())?;
@@ -132,8 +141,7 @@ impl Decoder {
         if let Some(table) = &self.positions {
             let offset = self.config.position_offset as i64;
             let rows: Vec<i64> = positions.iter().map(|position| position + offset).collect();
-            let rows = Tensor::from_vec(rows, [positions.len()], &Device::Cpu)?;
-            let rows = rows.to_device(&x.device())?;
+            let rows = Tensor::from_vec(rows, [positions.len()], &x.device())?;
             x = x.add(&table.gather_rows(&rows)?.to_dtype(x.dtype())?)?;
         }
         Ok(x)
@@ -238,8 +246,7 @@ impl Decoder {
     /// As [`Self::hidden`], and when there is not one target per token.
     pub fn loss(&self, ids: &[u32], targets: &[i64], batch: &SeqBatch) -> Result<Tensor> {
         let hidden = self.hidden(ids, batch)?;
-        let targets = Tensor::from_slice(targets, [targets.len()], &Device::Cpu)?;
-        let targets = targets.to_device(&hidden.device())?;
+        let targets = Tensor::from_slice(targets, [targets.len()], &hidden.device())?;
         Ok(linear_cross_entropy(&hidden, &self.head_weight()?, &targets, LossOptions::default())?)
     }
 
@@ -248,7 +255,11 @@ impl Decoder {
     /// # Errors
     /// When there is no memory for it.
     pub fn state_pool(&self, capacity: usize) -> Result<StatePool> {
-        let fresh = self.blocks.iter().map(|block| block.mixer().init_state(self.compute.dtype));
+        let device = self.device();
+        let fresh = self.blocks.iter().map(|block| {
+            let state = block.mixer().init_state(self.compute.dtype)?;
+            state.to_device(&device)
+        });
         let fresh: Vec<LayerState> = fresh.collect::<danaus_tensor::Result<_>>()?;
         Ok(StatePool::new(fresh, capacity))
     }
@@ -299,6 +310,24 @@ fn check_activations(params: &ParamSet, compute: Compute) -> Result<()> {
         return Err(Error::argument("compute", "int8", valid));
     }
     Ok(())
+}
+
+/// Memory that is free on a device, in bytes; `None` where the system does not say.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn available_memory(device: &Device) -> Result<Option<u64>> {
+    Ok(match device {
+        Device::Cpu => available_bytes(),
+        Device::Cuda(_) => {
+            let gpu = device.gpu()?;
+            let told = |error| danaus_tensor::Error::from(error);
+            // What our pool holds and nobody uses is free too.
+            let statistics = gpu.memory_statistics().map_err(told)?;
+            let (free, _) = gpu.memory_info().map_err(told)?;
+            Some(free + statistics.reserved.saturating_sub(statistics.live))
+        }
+    })
 }
 
 /// Rows that ids choose. New ones are normal; loaded ones may be quantised blocks.

@@ -2,7 +2,7 @@
 
 use crate::{Decoder, Error, Result};
 use danaus_matrix::SeqBatch;
-use danaus_tensor::{DType, Device, Tensor, no_grad};
+use danaus_tensor::{DType, Tensor, no_grad};
 use danaus_text::tokenizer::Tokenizer;
 
 /// Tokens of a pass.
@@ -91,9 +91,9 @@ pub fn logits(
 /// Packed rows back at their places; the others are zero.
 fn pad(x: &Tensor, real: &[usize], [batch, length]: [usize; 2]) -> Result<Tensor> {
     let width = x.dims()[1];
-    let zeros = Tensor::zeros([batch * length, width], x.dtype(), &Device::Cpu)?;
+    let zeros = Tensor::zeros([batch * length, width], x.dtype(), &x.device())?;
     let places: Vec<i64> = real.iter().map(|&place| place as i64).collect();
-    let places = Tensor::from_slice(&places, [places.len()], &Device::Cpu)?;
+    let places = Tensor::from_slice(&places, [places.len()], &x.device())?;
     Ok(zeros.index_add(0, &places, x)?.reshape([batch, length, width])?)
 }
 

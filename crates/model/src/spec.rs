@@ -95,7 +95,7 @@ fn call(args: &Args) -> Result<Vec<Option<Tensor>>> {
     let config = config(args, &params, length)?;
     let dtype = params.get("embedding.weight").map_or(DType::F32, Tensor::dtype);
     let builder = ParamBuilder::borrow(Arc::new(params), dtype, ids.device());
-    let compute = Compute { dtype, ..Compute::default() };
+    let compute = Compute { device: ids.device(), ..Compute::new(dtype) };
     let decoder = Decoder::build(&builder, &config, compute).map_err(plain)?;
     if let Some(name) = builder.unused().first() {
         return Err(Error::argument(OP, "param", name, "the parameters of Mamba-2 layers"));

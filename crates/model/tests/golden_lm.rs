@@ -40,7 +40,7 @@ fn published(name: &str) -> String {
 }
 
 fn load(name: &str, case: &Golden) -> Decoder {
-    let (config, compute) = (config(name), Compute { dtype: DType::F64, ..Compute::default() });
+    let (config, compute) = (config(name), Compute::new(DType::F64));
     let empty = Decoder::init(&config, 0, compute).unwrap();
     let named = empty.params().iter().map(|param| {
         (param.name().to_string(), case.get(&format!("param.{}", published(param.name()))).clone())

@@ -43,7 +43,7 @@ fn published(name: &str) -> String {
 
 fn load(name: &str) -> Decoder {
     let weights = golden(SYSTEM, &format!("{name}/model"));
-    let (config, compute) = (config(name), Compute { dtype: DType::F64, ..Compute::default() });
+    let (config, compute) = (config(name), Compute::new(DType::F64));
     let empty = Decoder::init(&config, 0, compute).unwrap();
     let named = empty
         .params()

@@ -236,6 +236,7 @@ pub struct ParamBuilder {
     prefix: String,
     as_stored: bool,
     round_inputs: bool,
+    matrices: Option<DType>,
     made: Arc<Mutex<Vec<Param>>>,
 }
 
@@ -263,7 +264,8 @@ impl ParamBuilder {
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
         let (prefix, made) = (String::new(), Arc::default());
-        Self { source, dtype, device, prefix, as_stored: false, round_inputs: false, made }
+        let (as_stored, round_inputs, matrices) = (false, false, None);
+        Self { source, dtype, device, prefix, as_stored, round_inputs, matrices, made }
     }
 
     /// Lets weight matrices stay in the element type, and in the memory (such as a mapped file), that
@@ -280,6 +282,11 @@ impl ParamBuilder {
     /// Whether quantised matrices are to round what they multiply.
     pub fn round_inputs(&self) -> bool {
         self.round_inputs
+    }
+
+    /// Puts loaded weight matrices of floats into another element type than the rest. For inference.
+    pub fn matrices_as(self, dtype: DType) -> Self {
+        Self { matrices: Some(dtype), ..self }
     }
 
     /// Element type of the parameters.
@@ -378,7 +385,8 @@ impl ParamBuilder {
         }
         // Loaded tensors may be views of a mapped file; masters are owned, so that they can be updated.
         let stays = stored && (self.as_stored || !value.dtype().is_float()) && !self.is_new();
-        let value = if stays { value } else { value.to_dtype(self.dtype)? };
+        let dtype = self.matrices.filter(|_| stored && !self.is_new()).unwrap_or(self.dtype);
+        let value = if stays { value } else { value.to_dtype(dtype)? };
         let value = value.to_device(&self.device)?;
         let param = match self.source {
             Source::Borrow(_) => Param(Arc::new(Inner { name, decay, value: Mutex::new(value) })),

@@ -5,7 +5,7 @@ use crate::config::{Divergence, TrainConfig};
 use crate::optim::Optimizer;
 use crate::task::{MemoryTerm, Task};
 use crate::{Error, Result};
-use danaus_runtime::memory;
+pub use danaus_model::decoder::available_memory;
 pub use danaus_runtime::memory::in_words as bytes;
 use danaus_tensor::{DType, ParamSet};
 use std::path::PathBuf;
@@ -46,11 +46,6 @@ pub fn check_memory(terms: &[MemoryTerm], available: Option<u64>) -> Result<()> 
         }
         _ => Ok(()),
     }
-}
-
-/// What the system says is available now.
-pub fn available_memory() -> Option<u64> {
-    memory::available_bytes()
 }
 
 /// Refuses values that are no numbers, before they reach the weights.

@@ -9,7 +9,7 @@ use crate::optim::{GradientSet, Optimizer, global_norm};
 use crate::progress::{Ending, Observer, Plan, Progress, Summary};
 use crate::task::{Moment, Sample, Task};
 use crate::{Error, Result};
-use danaus_tensor::{Tensor, backward_with, no_grad};
+use danaus_tensor::{Device, Tensor, backward_with, no_grad};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -65,7 +65,8 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub fn new(task: &'a mut T, config: TrainConfig, run: &Path, start: Start) -> Result<Self> {
         config.validate()?;
         let memory = guard::memory_terms(task, &config);
-        let memory_available = guard::available_memory();
+        let device = task.params().iter().next().map_or(Device::Cpu, |p| p.tensor().device());
+        let memory_available = guard::available_memory(&device)?;
         guard::check_memory(&memory, memory_available)?;
         let last = check_folder(run, start)?;
         let store = Store::new(run);
@@ -163,23 +164,28 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// mean over all targets, however they fall into micro-batches.
     fn forward_backward(&mut self) -> Result<Option<Update>> {
         let mut gradients = GradientSet::default();
-        let (mut weighted_loss, mut targets, mut tokens) = (0.0, 0u64, 0);
+        let (mut losses, mut targets, mut tokens) = (Vec::new(), 0u64, 0);
         let mut first_targets = None;
         for micro_batch in 0..self.config.micro_batches {
             let moment = Moment { seed: self.config.seed, step: self.counters.step, micro_batch };
             let Some(batch) = self.task.next_batch()? else { return Ok(None) };
             let loss = self.task.loss(&batch, moment)?;
-            let value = loss.mean.to_scalar()?;
-            guard::check_finite("loss", value, self.counters.step + 1, &self.last)?;
             // Weights relative to the first micro-batch: exactly 1 where there is only one.
             let unit = *first_targets.get_or_insert(loss.targets.max(1)) as f64;
             let weight =
                 Tensor::full(loss.targets as f64 / unit, loss.mean.shape(), &loss.mean.device())?;
             gradients.add(self.task.params(), backward_with(&[(&loss.mean, &weight)])?)?;
-            weighted_loss += value * loss.targets as f64;
+            losses.push((loss.mean.detach(), loss.targets as f64));
             targets += loss.targets;
             tokens += loss.tokens;
             self.bytes += loss.bytes;
+        }
+        // Read when everything is on its way: reading waits for the device.
+        let mut weighted_loss = 0.0;
+        for (mean, targets) in losses {
+            let value = mean.to_scalar()?;
+            guard::check_finite("loss", value, self.counters.step + 1, &self.last)?;
+            weighted_loss += value * targets;
         }
         self.targets += targets;
         let all = targets.max(1) as f64;

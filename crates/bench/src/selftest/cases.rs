@@ -85,6 +85,18 @@ pub fn load(golden: &Path) -> Result<Vec<Group>> {
     serde_json::from_str(&text).map_err(|error| fail(error.to_string()))
 }
 
+/// A tensor of a golden file; a complex one may be the pair `NAME.re` and `NAME.im`.
+///
+/// # Errors
+/// When there is neither.
+pub(super) fn read(file: &TensorFile, name: &str) -> Result<Tensor> {
+    let parts = ["re", "im"].map(|part| format!("{name}.{part}"));
+    if file.info(name).is_some() || parts.iter().any(|part| file.info(part).is_none()) {
+        return Ok(file.tensor(name)?);
+    }
+    Ok(Tensor::complex(&file.tensor(&parts[0])?, &file.tensor(&parts[1])?)?)
+}
+
 fn merged(group: &Names, case: &Names) -> Names {
     let mut all = group.clone();
     all.extend(case.clone());
@@ -129,7 +141,7 @@ impl Case {
         let cotangents = cotangents
             .filter(|_| !self.gradients(group).is_empty())
             .map(|(output, golden)| (format!("grad_out.{output}"), golden));
-        inputs.chain(cotangents).map(|(name, golden)| Ok((name, file.tensor(&golden)?))).collect()
+        inputs.chain(cotangents).map(|(name, golden)| Ok((name, read(file, &golden)?))).collect()
     }
 
     /// Attributes as text.

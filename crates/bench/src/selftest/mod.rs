@@ -118,7 +118,7 @@ fn run_case(
     expected
         .iter()
         .map(|(found, golden)| {
-            let expected = file.tensor(golden)?;
+            let expected = cases::read(&file, golden)?;
             let found_tensor = results.get(found).ok_or_else(|| {
                 let made: Vec<&str> = results.keys().map(String::as_str).collect();
                 TensorError::argument("selftest", "result", found, made.join(", "))
@@ -135,7 +135,13 @@ fn difference(found: &Tensor, expected: &Tensor) -> Result<f64> {
         return Ok(f64::INFINITY);
     }
     let host = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64);
-    let values = |tensor: &Tensor| host(tensor)?.to_vec::<f64>();
+    let values = |tensor: &Tensor| -> danaus_tensor::Result<Vec<f64>> {
+        if !tensor.dtype().is_complex() {
+            return host(tensor)?.to_vec::<f64>();
+        }
+        let tensor = tensor.to_device(&Device::Cpu)?;
+        Ok([host(&tensor.real()?)?.to_vec()?, host(&tensor.imag()?)?.to_vec()?].concat())
+    };
     let (found, expected) = (values(found)?, values(expected)?);
     let finite = expected.iter().filter(|value| value.is_finite());
     let scale = finite.fold(1.0f64, |scale, value| scale.max(value.abs()));

@@ -8,6 +8,7 @@ mod elementwise;
 pub mod generate;
 mod linear;
 mod matmul;
+mod matrix;
 mod model;
 mod scan;
 mod ssd;
@@ -53,6 +54,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "elementwise", summary: "add, exp, softmax", cases: elementwise::cases },
     Suite { name: "linear", summary: "decoding: weights as stored", cases: linear::cases },
     Suite { name: "matmul", summary: "matrix products of 1024^3", cases: matmul::cases },
+    Suite { name: "matrix", summary: "structured weights and dense ones", cases: matrix::cases },
     Suite { name: "model", summary: "training steps of small models", cases: model::cases },
     Suite { name: "scan", summary: "selective scan of Mamba-1", cases: scan::cases },
     Suite { name: "ssd", summary: "state space duality, forward", cases: ssd::cases },

@@ -51,14 +51,17 @@ pub struct BenchArgs {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
-    /// Where to measure; on a GPU the suites are copy, gemm and elementwise
+    /// Where to measure; on a GPU the suites are copy, gemm, elementwise, attention, decode and launch
     #[arg(long, default_value_t = Device::Cpu)]
     device: Device,
 }
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if args.device.is_cuda() {
-        return run_gpu(args);
+        return match args.suite.as_str() {
+            "generate" => run_generate(args, gpu::roofline(&args.device.open()?)?),
+            _ => run_gpu(args),
+        };
     }
     let chosen = match args.suite.as_str() {
         "all" => SUITES.to_vec(),
@@ -78,15 +81,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         Request { filter: &args.filter, peers: args.peers.then_some(args.peers_dir.as_path()) };
     let print = if args.json { print_json } else { print_row };
     if args.suite == "generate" {
-        for &batch in &args.batch {
-            let subject = match &args.model {
-                Some(path) => Subject::File(path.clone()),
-                None => Subject::Shape { shape: args.shape.clone(), weights: args.weights.clone() },
-            };
-            let peers = args.peers.then(|| args.peers_dir.clone());
-            let case = GenerateCase { subject, compute: args.compute, batch, peers };
-            print_generate(&generate::measure(&case, roofline)?, args.json);
-        }
+        return run_generate(args, roofline);
     }
     for suite in chosen {
         suites::run(suite, &request, roofline, print)?;
@@ -94,16 +89,31 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn run_generate(args: &BenchArgs, roofline: Roofline) -> anyhow::Result<ExitCode> {
+    for &batch in &args.batch {
+        let subject = match &args.model {
+            Some(path) => Subject::File(path.clone()),
+            None => Subject::Shape { shape: args.shape.clone(), weights: args.weights.clone() },
+        };
+        let peers = args.peers.then(|| args.peers_dir.clone());
+        let compute = Compute { device: args.device, ..args.compute };
+        let case = GenerateCase { subject, compute, batch, peers };
+        print_generate(&generate::measure(&case, roofline)?, args.json);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run_gpu(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    if args.peers {
-        let text = "--peers runs on the processor only; benches/peers holds the scripts for a GPU";
+    if args.peers && args.suite != "attention" {
+        let text = "--peers on a GPU runs with attention; benches/peers holds the other scripts";
         return Err(BadInput(text.to_string()).into());
     }
+    let peers = args.peers.then_some(args.peers_dir.as_path());
     let gpu = args.device.open()?.gpu()?;
     if !args.json {
         println!("{}: {}, {}", args.device, gpu.name(), gpu.arch());
     }
-    gpu::run(&args.device, &args.suite, |row| {
+    gpu::run(&args.device, &args.suite, peers, |row| {
         let print = if args.json { print_gpu_json } else { print_gpu };
         if row.what.contains(&args.filter) {
             print(row);
@@ -190,7 +200,7 @@ fn print_generate(row: &GenerateRow, as_json: bool) {
         return println!("{object}");
     }
     println!(
-        "{label}, {compute} compute, batch {batch}: prefill {:.0} tokens/s ({:.0} % of f32 peak), decode {:.1} \
+        "{label}, {compute} compute, batch {batch}: prefill {:.0} tokens/s ({:.0} % of peak), decode {:.1} \
          tokens/s, step {step:.2} ms (products alone {products:.2} ms), {:.0} % of copy bandwidth",
         row.prefill_rate,
         100.0 * row.prefill_of_peak,

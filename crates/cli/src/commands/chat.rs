@@ -35,7 +35,7 @@ pub struct ChatArgs {
 }
 
 pub fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
-    let model = Model::load(&args.model, args.sampling.compute())?;
+    let model = Model::load(&args.model, args.sampling.compute()?)?;
     let tokenizer = model.tokenizer()?;
     let template = ChatTemplate::of(tokenizer, &args.template)?;
     let request = args.sampling.request(&model, &[])?;

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
 use danaus::model::eval::{self, Windows};
-use danaus::tensor::DType;
 use danaus::tensor::safetensors::{TensorFile, save};
+use danaus::tensor::{DType, Device};
 use danaus::text::corpus::{Corpus, GatherOptions, Source};
 use serde_json::json;
 use std::collections::HashMap;
@@ -50,9 +50,21 @@ pub struct PplArgs {
     /// Arithmetic: f32 or bf16; int8: f32, rounded to eight bits before products with quantised weights
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
     compute: Compute,
+    /// Where to compute: cpu, or cuda:N for a GPU
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// How the model computes, on a device that is there.
+fn compute(dtype: DType, device: Device) -> anyhow::Result<Compute> {
+    if !matches!(dtype, DType::F32 | DType::F64 | DType::BF16) {
+        let line = format!("--dtype is {dtype}, valid is f32, f64, bf16");
+        return Err(BadInput(line).into());
+    }
+    Ok(Compute { device: device.open()?, ..Compute::new(dtype) })
 }
 
 #[derive(Args)]
@@ -72,12 +84,16 @@ pub struct LogitsArgs {
     /// Arithmetic: f32, f64 or bf16
     #[arg(long, default_value = "f32")]
     dtype: DType,
+    /// Where to compute: cpu, or cuda:N for a GPU
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
     match command {
         EvalCommand::Ppl(args) => {
-            let model = Model::load(&args.model, args.compute)?;
+            let compute = Compute { device: args.device.open()?, ..args.compute };
+            let model = Model::load(&args.model, compute)?;
             let most = model.decoder.config().max_positions;
             let window = args.window.unwrap_or(most.min(512));
             let windows = Windows { window, stride: args.stride.unwrap_or(window / 2) };
@@ -104,12 +120,7 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<ExitCode> {
             }
         }
         EvalCommand::Logits(args) => {
-            if !matches!(args.dtype, DType::F32 | DType::F64 | DType::BF16) {
-                let line = format!("--dtype is {}, valid is f32, f64, bf16", args.dtype);
-                return Err(BadInput(line).into());
-            }
-            let compute = Compute { dtype: args.dtype, ..Compute::default() };
-            let model = Model::load(&args.model, compute)?;
+            let model = Model::load(&args.model, compute(args.dtype, args.device)?)?;
             let file = TensorFile::open(&args.input_ids)?;
             let mask = file.info("attention_mask").map(|_| file.tensor("attention_mask"));
             let ids = file.tensor("input_ids")?;

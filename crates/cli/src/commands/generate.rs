@@ -52,7 +52,8 @@ pub struct GenerateArgs {
     /// Tokens of a pass; longer prompts are read in pieces
     #[arg(long, default_value_t = 2048, value_name = "N")]
     batch_tokens: usize,
-    /// Read prompts in the fastest order of sums: texts may then differ with batch and cuts
+    /// Read prompts in the fastest order of sums: texts may then differ with batch and cuts, as they
+    /// always may on a GPU
     #[arg(long)]
     fast_prompts: bool,
     /// Go on from a saved state
@@ -67,10 +68,13 @@ pub struct GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
-    let model = Model::load(&args.model, args.sampling.compute())?;
+    let model = Model::load(&args.model, args.sampling.compute()?)?;
     let (mut prompts, extra_stop) = prompts(args, &model)?;
-    let level = if args.fast_prompts { Level::Deterministic } else { Level::Invariant };
-    let batching = Batching { max_sequences: args.max_batch, max_tokens: args.batch_tokens, level };
+    let mut batching = Batching::of(&model.decoder);
+    (batching.max_sequences, batching.max_tokens) = (args.max_batch, args.batch_tokens);
+    if args.fast_prompts {
+        batching.level = Level::Deterministic;
+    }
     let mut base = args.sampling.request(&model, &extra_stop)?;
     base.completions = args.completions;
     base.top_log_probs = args.logprobs;

@@ -1,10 +1,12 @@
 //! One file a command.
 
+mod attention;
 mod bench;
 mod chat;
 mod convert;
 mod devices;
 mod eval;
+mod factor;
 mod generate;
 mod inspect;
 mod kernels;
@@ -39,11 +41,16 @@ pub enum Command {
     Tokenizer(tokenizer::TokenizerCommand),
     /// Convert a model to another format, quantised or not
     Convert(convert::ConvertArgs),
+    /// Find the fast algorithm of a matrix, or the nearest structured one
+    Factor(factor::FactorArgs),
     /// Say what a model folder, GGUF, PyTorch or tensor file holds, and what is wrong with it
     Inspect(inspect::InspectArgs),
     /// List operators, or run one on tensors from a file
     #[command(subcommand, after_help = "Example: danaus op list attention")]
     Op(op::OpCommand),
+    /// Study attention: errors of its eight-bit form
+    #[command(subcommand)]
+    Attention(attention::AttentionCommand),
     /// Measure speed against the roofline and named peers
     Bench(bench::BenchArgs),
     /// Compile GPU kernels ahead of time
@@ -67,8 +74,10 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => eval::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command),
         Command::Convert(args) => convert::run(&args),
+        Command::Factor(args) => factor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
+        Command::Attention(command) => attention::run(&command),
         Command::Bench(args) => bench::run(&args),
         Command::Kernels(command) => kernels::run(&command),
         Command::Devices => devices::run(),

@@ -6,7 +6,7 @@ use danaus::kernel::ops::quantized::Activations;
 use danaus::model::Model;
 use danaus::model::decoder::Compute;
 use danaus::model::generate::{Request, Sampling, eos_tokens};
-use danaus::tensor::DType;
+use danaus::tensor::{DType, Device};
 use danaus::text::tokenizer::Tokenizer;
 
 #[derive(Args)]
@@ -60,6 +60,9 @@ pub struct SamplingArgs {
     /// int8: f32, rounded to eight bits before products with quantised weights (faster)
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
     compute: Compute,
+    /// Where to compute: cpu, or cuda:N for a GPU
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 /// How models compute when they write.
@@ -79,9 +82,9 @@ fn parse_bias(text: &str) -> anyhow::Result<(u32, f64)> {
 }
 
 impl SamplingArgs {
-    /// How the model computes.
-    pub fn compute(&self) -> Compute {
-        self.compute
+    /// How the model computes, on a device that is there.
+    pub fn compute(&self) -> anyhow::Result<Compute> {
+        Ok(Compute { device: self.device.open()?, ..self.compute })
     }
 
     /// A request without prompts. `extra_stop` ends texts beside the usual tokens.

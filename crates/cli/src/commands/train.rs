@@ -7,7 +7,7 @@ use crate::failure::BadInput;
 use crate::progress::Live;
 use clap::Args;
 use danaus::model::decoder::Compute;
-use danaus::tensor::DType;
+use danaus::tensor::{DType, Device};
 use danaus::text::fim::FimOptions;
 use danaus::train::optim::OptimizerConfig;
 use danaus::train::schedule::{Schedule, Shape};
@@ -82,6 +82,9 @@ pub struct TrainArgs {
     /// Compute in bf16 with f32 masters
     #[arg(long)]
     bf16: bool,
+    /// Where to train: cpu, or cuda:N for a GPU
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Keep block inputs only and compute blocks again in backward
     #[arg(long)]
     recompute: bool,
@@ -109,7 +112,7 @@ impl TrainArgs {
     /// How the model computes.
     pub fn compute(&self) -> Compute {
         let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
-        Compute { dtype, recompute: self.recompute, ..Compute::default() }
+        Compute { recompute: self.recompute, device: self.device, ..Compute::new(dtype) }
     }
 
     /// New, or from a checkpoint.

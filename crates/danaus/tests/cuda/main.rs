@@ -6,7 +6,10 @@
 //! rounding, 2^-8.
 
 mod attention;
+mod decoding;
+mod models;
 mod operators;
+mod plain_attention;
 mod runtime;
 mod ssd;
 mod tensors;

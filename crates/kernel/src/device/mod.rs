@@ -10,6 +10,7 @@
 //! | `barrier.cuh` | mbarriers, rings of stages, named barriers, proxy fences, register shares |
 //! | `tma.cuh` | the bulk copy engine: tiles by tensor map, flat runs, additions |
 //! | `shared_tile.cuh` | tiles in shared memory with the 128-byte swizzle |
+//! | `fp8.cuh` | e4m3 operands: conversion, layout, products; `wgmma_fp8_table.cuh` is their operand lists |
 //! | `wgmma.cuh` | warpgroup matrix products; `wgmma_table.cuh` is their operand lists |
 
 use danaus_runtime::cuda::Header;
@@ -34,3 +35,7 @@ pub const SHARED_TILE: Header = header!("shared_tile.cuh");
 pub const WGMMA: Header = header!("wgmma.cuh");
 /// `device/wgmma_table.cuh`.
 pub const WGMMA_TABLE: Header = header!("wgmma_table.cuh");
+/// `device/fp8.cuh`.
+pub const FP8: Header = header!("fp8.cuh");
+/// `device/wgmma_fp8_table.cuh`.
+pub const WGMMA_FP8_TABLE: Header = header!("wgmma_fp8_table.cuh");

@@ -6,14 +6,17 @@ pub mod conv1d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod kronecker_sparse;
 pub mod linear;
 pub mod norm;
+pub mod optimizer;
 pub mod quantized;
 pub mod rms_norm_gated;
 pub mod rotary;
 pub mod selective_scan;
 pub mod softmax;
 pub mod ssd;
+pub mod toeplitz;
 
 /// Kernels of every folder that `danaus kernels build` compiles.
 pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
@@ -23,6 +26,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
         norm::cuda::variants(),
+        optimizer::variants(),
         rms_norm_gated::cuda::variants(),
         rotary::cuda::variants(),
         selective_scan::cuda::variants(),
@@ -41,6 +45,7 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     cross_entropy::linear::SPECS,
     dropout::SPECS,
     embedding::SPECS,
+    kronecker_sparse::SPECS,
     linear::SPECS,
     norm::SPECS,
     quantized::SPECS,
@@ -49,4 +54,5 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     selective_scan::SPECS,
     softmax::SPECS,
     ssd::SPECS,
+    toeplitz::SPECS,
 ];

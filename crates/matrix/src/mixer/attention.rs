@@ -13,6 +13,7 @@ use super::{SequenceMixer, check_states, foreign_state};
 use crate::state::KvState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
+use danaus_kernel::lists::list;
 use danaus_kernel::ops::attention::{AttentionOptions, CacheOptions, NewKeys, attention_varlen};
 use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
 use danaus_kernel::ops::linear::Extras;
@@ -376,7 +377,7 @@ impl SequenceMixer for Attention {
             positions.extend(state.len() as i64..(state.len() + count) as i64);
             end = end.max(state.len() + count);
         }
-        let positions = Tensor::from_vec(positions, [batch.tokens()], &Device::Cpu)?;
+        let positions = list(&positions, &x.device())?;
         let ([q, k, v], after) = match convs.is_empty() {
             true => self.project(x, batch, None)?,
             false => {
@@ -448,7 +449,7 @@ impl SequenceMixer for Attention {
                     values[(token * kv + head) * width + token - start] = 1.0;
                 }
             }
-            let v = Tensor::from_vec(values, [tokens, kv, width], &Device::Cpu)?;
+            let v = Tensor::from_vec(values, [tokens, kv, width], &x.device())?;
             let v = v.to_dtype(q.dtype())?;
             let bounds = batch.cu_seqlens();
             let (part, _) = attention_varlen([&q, &k, &v], bounds, bounds, &self.options())?;

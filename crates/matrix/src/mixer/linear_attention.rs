@@ -399,10 +399,10 @@ impl SequenceMixer for LinearAttention {
             counts.push((before + length) as i64);
         }
         let end = counts.iter().copied().max().unwrap_or(0) as usize;
-        let positions = Tensor::from_vec(positions, [batch.tokens()], &Device::Cpu)?;
+        let positions = Tensor::from_vec(positions, [batch.tokens()], &x.device())?;
         let parts = self.project(x, Positions::At(&positions), end)?;
         let (o, scan) = self.scan(&parts, &parts.v, batch, Some(&scan))?;
-        let counts = Tensor::from_vec(counts, [states.len(), 1, 1], &Device::Cpu)?;
+        let counts = Tensor::from_vec(counts, [states.len(), 1, 1], &x.device())?;
         part_states(states, [counts, scan])?;
         self.finish(&o, parts.gate.as_ref(), residual)
     }

@@ -297,7 +297,7 @@ impl SequenceMixer for Mamba1 {
                 vec![value; self.channels]
             })
             .collect();
-        let one_hot = Tensor::from_vec(identity, [tokens, tokens, self.channels], &Device::Cpu)?;
+        let one_hot = Tensor::from_vec(identity, [tokens, tokens, self.channels], &x.device())?;
         let one_hot = one_hot.to_dtype(chosen.x.dtype())?;
         let (dt, b, c) = (repeat(&chosen.dt)?, repeat(&chosen.b)?, repeat(&chosen.c)?);
         let inputs =

@@ -14,7 +14,7 @@
 
 use super::AttentionConfig;
 use danaus_kernel::ops::rotary::{Positions, rotary, tables_from};
-use danaus_tensor::{Error, Result, Tensor};
+use danaus_tensor::{Device, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::TAU;
 use std::sync::{Mutex, PoisonError};
@@ -139,14 +139,17 @@ impl Rope {
     }
 
     /// Cosines and sines for at least `positions` positions; a row does not depend on how many there are.
-    fn tables(&self, positions: usize) -> Result<(Tensor, Tensor)> {
+    fn tables(&self, positions: usize, device: &Device) -> Result<(Tensor, Tensor)> {
         // The tables are replaced as a whole, so a panic elsewhere leaves valid ones.
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         match &*tables {
-            Some((cos, sin)) if cos.dims()[0] >= positions => Ok((cos.clone(), sin.clone())),
+            Some((cos, sin)) if cos.dims()[0] >= positions && cos.device() == *device => {
+                Ok((cos.clone(), sin.clone()))
+            }
             _ => {
                 let rows = positions.max(FIRST_ROWS).next_power_of_two().min(self.max_positions);
-                let made = tables_from(rows.max(positions), &self.frequencies)?;
+                let (cos, sin) = tables_from(rows.max(positions), &self.frequencies)?;
+                let made = (cos.to_device(device)?, sin.to_device(device)?);
                 Ok(tables.insert(made).clone())
             }
         }
@@ -157,7 +160,7 @@ impl Rope {
     /// # Errors
     /// When shapes do not fit.
     pub fn rotate(&self, x: &Tensor, positions: Positions, end: usize) -> Result<Tensor> {
-        let (cos, sin) = self.tables(end)?;
+        let (cos, sin) = self.tables(end, &x.device())?;
         rotary(x, (&cos, &sin), positions, self.interleaved)
     }
 }
@@ -201,8 +204,8 @@ mod tests {
     #[test]
     fn growing_tables_keeps_rows() {
         let rope = Rope::new(&config(Some(RopeScaling::Linear { factor: 3.0 })), 8, 5000).unwrap();
-        let (short, _) = rope.tables(7).unwrap();
-        let (long, _) = rope.tables(4999).unwrap();
+        let (short, _) = rope.tables(7, &Device::Cpu).unwrap();
+        let (long, _) = rope.tables(4999, &Device::Cpu).unwrap();
         assert_eq!((short.dims()[0], long.dims()[0]), (1024, 5000));
         let same = long.narrow(0, 0, 1024).unwrap();
         assert_eq!(short.to_vec::<f32>().unwrap(), same.to_vec::<f32>().unwrap());

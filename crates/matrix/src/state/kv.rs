@@ -7,8 +7,7 @@
 //! is full.
 
 use danaus_kernel::ops::attention::{CacheOptions, KvCache, NewKeys, attention_kvcache};
-use danaus_tensor::{DType, Device, Element, Error, Result, Tensor};
-use half::bf16;
+use danaus_tensor::{DType, Device, Error, Result, Tensor};
 use std::hash::Hasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,29 +31,6 @@ pub struct KvState {
     len: usize,
 }
 
-/// Runs `$body` with `$T` as the element type of a cache.
-macro_rules! with_element {
-    ($dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            DType::F64 => {
-                type $T = f64;
-                $body
-            }
-            DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            DType::BF16 => {
-                type $T = bf16;
-                $body
-            }
-            other => {
-                return Err(Error::dtype("kv state", "cache", other, "f64, f32 or bf16"));
-            }
-        }
-    };
-}
-
 impl Arena {
     fn page_len(&self) -> [usize; 2] {
         [&self.cache.k, &self.cache.v].map(|tensor| tensor.dims()[1..].iter().product())
@@ -76,7 +52,7 @@ impl Arena {
         for tensor in [&mut self.cache.k, &mut self.cache.v] {
             let mut dims = tensor.dims().to_vec();
             dims[0] = more;
-            let room = Tensor::zeros(dims, tensor.dtype(), &Device::Cpu)?;
+            let room = Tensor::zeros(dims, tensor.dtype(), &tensor.device())?;
             *tensor = if count == 0 { room } else { Tensor::cat(&[tensor, &room], 0)? };
         }
         self.holders.resize(count + more, 0);
@@ -102,24 +78,22 @@ impl Arena {
     /// A copy of a page that belongs to one sequence alone.
     fn copy(&mut self, page: u32) -> Result<u32> {
         let target = self.take()?;
-        let lens = self.page_len();
-        for (tensor, len) in [&mut self.cache.k, &mut self.cache.v].into_iter().zip(lens) {
-            let from = page as usize * len;
-            with_element!(tensor.dtype(), T => {
-                tensor.as_slice_mut::<T>()?.copy_within(from..from + len, target as usize * len)
-            });
-        }
+        // Copies, so that the arena has its tensors to itself when it writes.
+        let rows = |tensor: &Tensor| tensor.narrow(0, page as usize, 1)?.copy();
+        let (k, v) = (rows(&self.cache.k)?, rows(&self.cache.v)?);
+        self.write(&[target], &k, &v)?;
         Ok(target)
     }
-}
 
-/// Overwrites the first tokens of a page.
-fn write<T: Element>(target: &mut Tensor, page: u32, rows: &Tensor) -> Result<()> {
-    let rows = rows.contiguous()?;
-    let len: usize = target.dims()[1..].iter().product();
-    let rows = rows.as_slice::<T>()?;
-    target.as_slice_mut::<T>()?[page as usize * len..][..rows.len()].copy_from_slice(rows);
-    Ok(())
+    /// Overwrites the first tokens of some pages with those of one sequence, `[1, len, kv_heads,
+    /// head_dim]` each.
+    fn write(&mut self, pages: &[u32], k: &Tensor, v: &Tensor) -> Result<()> {
+        let table: Vec<i32> = pages.iter().map(|&page| page as i32).collect();
+        let table = Tensor::from_vec(table, [1, pages.len()], &Device::Cpu)?;
+        let none = Tensor::from_vec(vec![0i32], [1], &Device::Cpu)?;
+        let paged = CacheOptions { page_table: Some(table), ..CacheOptions::causal(none) };
+        self.cache.append(NewKeys { k, v }, &paged)
+    }
 }
 
 impl Clone for KvState {
@@ -141,11 +115,35 @@ impl KvState {
     /// # Errors
     /// When the dtype is none of f64, f32 and bf16.
     pub fn new(kv_heads: usize, head_dim: usize, dtype: DType) -> Result<Self> {
-        with_element!(dtype, T => { let _: [T; 0] = []; });
+        if !matches!(dtype, DType::F64 | DType::F32 | DType::BF16) {
+            return Err(Error::dtype("kv state", "cache", dtype, "f64, f32 or bf16"));
+        }
         let empty = || Tensor::zeros([0, PAGE, kv_heads, head_dim], dtype, &Device::Cpu);
         let cache = KvCache { k: empty()?, v: empty()? };
         let arena = Arena { cache, holders: Vec::new(), free: Vec::new() };
         Ok(Self { arena: Arc::new(Mutex::new(arena)), pages: Vec::new(), len: 0 })
+    }
+
+    /// The same content on a device, in an arena of its own unless it is there already.
+    ///
+    /// # Errors
+    /// When the device cannot be used or has no memory.
+    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+        let arena = self.lock();
+        if arena.cache.k.device() == *device {
+            drop(arena);
+            return Ok(self.clone());
+        }
+        let empty = |tensor: &Tensor| tensor.narrow(0, 0, 0)?.to_device(device);
+        let cache = KvCache { k: empty(&arena.cache.k)?, v: empty(&arena.cache.v)? };
+        drop(arena);
+        let arena = Arena { cache, holders: Vec::new(), free: Vec::new() };
+        let fresh = Self { arena: Arc::new(Mutex::new(arena)), pages: Vec::new(), len: 0 };
+        if self.is_empty() {
+            return Ok(fresh);
+        }
+        let (k, v) = self.used()?;
+        fresh.filled(&k, &v)
     }
 
     fn lock(&self) -> MutexGuard<'_, Arena> {
@@ -273,7 +271,7 @@ impl KvState {
     pub fn used(&self) -> Result<(Tensor, Tensor)> {
         let arena = self.lock();
         let pages: Vec<i64> = self.pages.iter().map(|&page| i64::from(page)).collect();
-        let pages = Tensor::from_vec(pages, [self.pages.len()], &Device::Cpu)?;
+        let pages = Tensor::from_vec(pages, [self.pages.len()], &arena.cache.k.device())?;
         let gathered = |tensor: &Tensor| {
             let rows = tensor.index_select(0, &pages)?.flatten(0, 1)?;
             rows.narrow(0, 0, self.len)?.contiguous()
@@ -291,8 +289,9 @@ impl KvState {
     pub(super) fn digest(&self, hasher: &mut impl Hasher) -> Result<()> {
         let (k, v) = self.used()?;
         hasher.write_usize(self.len);
-        hasher.write(k.as_bytes()?);
-        hasher.write(v.as_bytes()?);
+        for tensor in [k, v] {
+            hasher.write(tensor.to_device(&Device::Cpu)?.as_bytes()?);
+        }
         Ok(())
     }
 }
@@ -300,18 +299,17 @@ impl KvState {
 /// Takes pages and writes tokens into them; on failure the pages are free again.
 fn fill(arena: &mut Arena, len: usize, k: &Tensor, v: &Tensor) -> Result<Vec<u32>> {
     let mut pages = Vec::new();
-    let mut next = |arena: &mut Arena, start: usize| -> Result<()> {
-        let page = arena.take()?;
-        pages.push(page);
-        let count = PAGE.min(len - start);
-        let (k, v) = (k.narrow(0, start, count)?, v.narrow(0, start, count)?);
-        with_element!(k.dtype(), T => {
-            write::<T>(&mut arena.cache.k, page, &k)?;
-            write::<T>(&mut arena.cache.v, page, &v)
-        })
+    let mut filled = || -> Result<()> {
+        for _ in 0..len.div_ceil(PAGE) {
+            pages.push(arena.take()?);
+        }
+        let rows = |tensor: &Tensor, like: &Tensor| {
+            tensor.detach().to_device(&like.device())?.unsqueeze(0)
+        };
+        let (k, v) = (rows(k, &arena.cache.k)?, rows(v, &arena.cache.v)?);
+        if len > 0 { arena.write(&pages, &k, &v) } else { Ok(()) }
     };
-    let filled = (0..len).step_by(PAGE).try_for_each(|start| next(arena, start));
-    match filled {
+    match filled() {
         Ok(()) => Ok(pages),
         Err(error) => {
             arena.let_go(&pages);

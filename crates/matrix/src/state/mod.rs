@@ -15,7 +15,7 @@ pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
 
-use danaus_tensor::{Result, Tensor};
+use danaus_tensor::{Device, Result, Tensor};
 
 /// The state of one layer for one sequence.
 #[derive(Clone)]
@@ -47,6 +47,20 @@ impl LayerState {
             Self::ConvKv(conv, state) => Mark::ConvTokens(conv.clone(), state.len()),
             Self::Recurrent(state) => Mark::Value(state.clone()),
         }
+    }
+
+    /// The same content on a device.
+    ///
+    /// # Errors
+    /// When the device cannot be used or has no memory.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Kv(state) => Self::Kv(state.to_device(device)?),
+            Self::ConvKv(conv, state) => {
+                Self::ConvKv(conv.to_device(device)?, state.to_device(device)?)
+            }
+            Self::Recurrent(state) => Self::Recurrent(state.to_device(device)?),
+        })
     }
 
     /// Returns to a point marked on this state.
@@ -103,7 +117,7 @@ impl LayerState {
         match self {
             Self::Kv(state) => state.digest(hasher),
             Self::ConvKv(conv, state) => {
-                hasher.write(conv.contiguous()?.as_bytes()?);
+                hasher.write(conv.contiguous()?.to_device(&Device::Cpu)?.as_bytes()?);
                 state.digest(hasher)
             }
             Self::Recurrent(state) => state.digest(hasher),

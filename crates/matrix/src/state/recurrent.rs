@@ -4,7 +4,7 @@
 //! come again in the same order (nearly every decoding step), that batch is the next input as it is;
 //! joining and parting would move every state twice more than the step itself.
 
-use danaus_tensor::{Result, Tensor};
+use danaus_tensor::{Device, Result, Tensor};
 use std::hash::Hasher;
 use std::sync::Arc;
 
@@ -71,6 +71,14 @@ impl RecurrentState {
         (0..count).map(row).collect()
     }
 
+    /// The same values on a device.
+    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+        if self.scan.device() == *device {
+            return Ok(self.clone());
+        }
+        Ok(Self::new(self.conv.to_device(device)?, self.scan.to_device(device)?))
+    }
+
     /// The same values in memory of their own: a row keeps its whole batch alive.
     ///
     /// # Errors
@@ -87,8 +95,9 @@ impl RecurrentState {
     }
 
     pub(super) fn digest(&self, hasher: &mut impl Hasher) -> Result<()> {
-        hasher.write(self.conv.contiguous()?.as_bytes()?);
-        hasher.write(self.scan.contiguous()?.as_bytes()?);
+        for tensor in [&self.conv, &self.scan] {
+            hasher.write(tensor.contiguous()?.to_device(&Device::Cpu)?.as_bytes()?);
+        }
         Ok(())
     }
 }

@@ -52,7 +52,7 @@ impl LayerState {
             state.filled(&k, &v)
         };
         let like = |part: &str, own: &Tensor| {
-            let found = named(part)?;
+            let found = named(part)?.to_device(&own.device())?;
             let name = format!("layers.{index}.{part}");
             if found.shape() != own.shape() {
                 return Err(Error::shape("state", name, found.shape(), own.shape().to_string()));

@@ -1,11 +1,17 @@
 //! Matrices that mix channels: a weight whose format the model does not see.
 
+pub mod algebra;
+pub mod construct;
 mod dense;
+mod expression;
+pub mod factor;
 mod low_rank;
+pub mod named;
 mod quantized;
 mod stacked;
 
 pub use dense::Dense;
+pub use expression::Expression;
 pub use low_rank::LowRank;
 pub use quantized::Quantized;
 pub use stacked::Stacked;
@@ -74,7 +80,8 @@ pub trait StructuredMatrix: Send + Sync {
     }
 }
 
-/// How a weight is stored: `dense` or `lowrank(r)` in a config.
+/// How a weight is stored, as a config says it: `dense`, `lowrank(8)`, `monarch(4)`, `butterfly`,
+/// `kaleidoscope`, `ldr(2)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Format {
@@ -83,14 +90,24 @@ pub enum Format {
     Dense,
     /// A product of two factors of this rank.
     LowRank(usize),
+    /// Two block-diagonal factors of this many blocks around a transpose.
+    Monarch(usize),
+    /// One product of butterfly factors.
+    Butterfly,
+    /// Two products of butterfly factors, with decreasing and increasing strides.
+    Kaleidoscope,
+    /// Low displacement rank with subdiagonal operators, of this rank.
+    Ldr(usize),
 }
 
 impl Format {
     /// What a config may say.
-    pub const VALID: &str = "dense, lowrank(RANK)";
+    pub const VALID: &str =
+        "dense, lowrank(RANK), monarch(BLOCKS), butterfly, kaleidoscope, ldr(RANK)";
 
-    /// Makes (or loads) a matrix under `name`: `name.weight`, or `name.u` and `name.v`. Where the source
-    /// has `name.q8_0` or another block type instead, it is loaded as [`Quantized`].
+    /// Makes (or loads) a matrix under `name`: `name.weight`; `name.u` and `name.v`; `name.w1` and
+    /// `name.w2`; `name.twiddle`; or `name.subd_a`, `name.subd_b`, `name.g` and `name.h`. Where the
+    /// source has `name.q8_0` or another block type instead, it is loaded as [`Quantized`].
     ///
     /// New elements are uniform within `1 / sqrt(cols)` times `gain`.
     ///
@@ -108,6 +125,12 @@ impl Format {
         Ok(match self {
             Format::Dense => Box::new(Dense::build(params, [rows, cols], gain)?),
             Format::LowRank(rank) => Box::new(LowRank::build(params, [rows, cols], rank, gain)?),
+            Format::Monarch(blocks) => {
+                Box::new(Expression::monarch(params, [rows, cols], blocks, gain)?)
+            }
+            Format::Butterfly => Box::new(Expression::butterfly(params, [rows, cols], 1, gain)?),
+            Format::Kaleidoscope => Box::new(Expression::butterfly(params, [rows, cols], 2, gain)?),
+            Format::Ldr(rank) => Box::new(Expression::ldr(params, [rows, cols], rank, gain)?),
         })
     }
 
@@ -141,6 +164,9 @@ impl Format {
         let name = match self {
             Format::Dense => "weight",
             Format::LowRank(_) => "u",
+            Format::Monarch(_) => "w1",
+            Format::Butterfly | Format::Kaleidoscope => "twiddle",
+            Format::Ldr(_) => "g",
         };
         Ok(params.contains(name)? || stored_blocks(params)?.is_some())
     }
@@ -159,6 +185,10 @@ impl Format {
         match self {
             Format::Dense => rows * cols,
             Format::LowRank(rank) => rank * (rows + cols),
+            Format::Monarch(blocks) => expression::monarch_count(blocks, [rows, cols]),
+            Format::Butterfly => expression::butterfly_count(1, [rows, cols]),
+            Format::Kaleidoscope => expression::butterfly_count(2, [rows, cols]),
+            Format::Ldr(rank) => expression::ldr_count(rank, [rows, cols]),
         }
     }
 }
@@ -167,14 +197,20 @@ impl TryFrom<String> for Format {
     type Error = Error;
 
     fn try_from(text: String) -> Result<Self> {
-        let rank = || text.strip_prefix("lowrank(")?.strip_suffix(')')?.trim().parse().ok();
-        match text.as_str() {
-            "dense" => Ok(Format::Dense),
-            _ => rank()
-                .filter(|&rank: &usize| rank > 0)
+        let number = |name: &str| -> Option<usize> {
+            let inner = text.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')')?;
+            inner.trim().parse().ok().filter(|&number| number > 0)
+        };
+        let found = match text.as_str() {
+            "dense" => Some(Format::Dense),
+            "butterfly" => Some(Format::Butterfly),
+            "kaleidoscope" => Some(Format::Kaleidoscope),
+            _ => number("lowrank")
                 .map(Format::LowRank)
-                .ok_or_else(|| Error::argument("config", "weights", &text, Format::VALID)),
-        }
+                .or_else(|| number("monarch").map(Format::Monarch))
+                .or_else(|| number("ldr").map(Format::Ldr)),
+        };
+        found.ok_or_else(|| Error::argument("config", "weights", &text, Format::VALID))
     }
 }
 
@@ -183,6 +219,10 @@ impl From<Format> for String {
         match format {
             Format::Dense => "dense".to_string(),
             Format::LowRank(rank) => format!("lowrank({rank})"),
+            Format::Monarch(blocks) => format!("monarch({blocks})"),
+            Format::Butterfly => "butterfly".to_string(),
+            Format::Kaleidoscope => "kaleidoscope".to_string(),
+            Format::Ldr(rank) => format!("ldr({rank})"),
         }
     }
 }

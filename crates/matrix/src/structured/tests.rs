@@ -18,7 +18,15 @@ fn all() -> Vec<Box<dyn StructuredMatrix>> {
         Format::Dense.build(&params, [rows, SHAPE[1]], 1.0).unwrap()
     };
     let stacked = Stacked::new(vec![part(2, 3), part(3, 4), part(1, 5)]).unwrap();
-    vec![build(Format::Dense, 1), build(Format::LowRank(2), 2), Box::new(stacked)]
+    vec![
+        build(Format::Dense, 1),
+        build(Format::LowRank(2), 2),
+        Box::new(stacked),
+        build(Format::Monarch(2), 4),
+        build(Format::Butterfly, 5),
+        build(Format::Kaleidoscope, 6),
+        build(Format::Ldr(2), 7),
+    ]
 }
 
 fn plain(x: &Tensor, w: &Tensor) -> Tensor {
@@ -102,10 +110,17 @@ fn gradients_reach_the_parameters() {
 
 #[test]
 fn formats_are_written_and_read() {
-    for format in [Format::Dense, Format::LowRank(7)] {
+    for format in [
+        Format::Dense,
+        Format::LowRank(7),
+        Format::Monarch(4),
+        Format::Butterfly,
+        Format::Kaleidoscope,
+        Format::Ldr(2),
+    ] {
         assert_eq!(Format::try_from(String::from(format)).unwrap(), format);
     }
-    for bad in ["", "lowrank", "lowrank(0)", "lowrank(x)", "monarch(4)"] {
+    for bad in ["", "lowrank", "lowrank(0)", "lowrank(x)", "monarch(0)", "pixelfly"] {
         let message = Format::try_from(bad.to_string()).unwrap_err().to_string();
         assert!(message.contains("lowrank(RANK)"), "{message}");
     }
@@ -233,4 +248,55 @@ fn matrices_are_quantised_on_the_way() {
     }
     let message = Quantized::from_dense("w", &weight, BlockType::Q6K).map(|_| ()).unwrap_err();
     assert!(message.to_string().contains("valid is q8_0, q4_0, q4_k"));
+}
+
+const STRUCTURED: [Format; 5] = [
+    Format::LowRank(8),
+    Format::Monarch(4),
+    Format::Butterfly,
+    Format::Kaleidoscope,
+    Format::Ldr(2),
+];
+
+/// Wide, tall (several butterflies side by side) and odd layers.
+const LAYERS: [[usize; 2]; 4] = [[64, 64], [48, 100], [200, 64], [70, 33]];
+
+#[test]
+fn masters_in_f32_multiply_bf16_as_they_multiply_f32() {
+    for format in STRUCTURED {
+        for size in LAYERS {
+            let params = ParamBuilder::init(3, DType::F32, Device::Cpu);
+            let matrix = format.build(&params, size, 1.0).unwrap();
+            let x = randn(4, &[5, size[1]], DType::BF16);
+            let bias = randn(5, &[size[0]], DType::F32);
+            let extras = Extras { bias: Some(&bias), ..Extras::default() };
+            let y = matrix.apply(&x, extras).unwrap();
+            assert_eq!((y.dtype(), y.dims()), (DType::BF16, &[5, size[0]][..]));
+            let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+            let dense = wide(&matrix.to_dense().unwrap());
+            let exact = wide(&x).matmul(&dense.transpose(0, 1).unwrap()).unwrap();
+            // Weights, vectors between two factors and results are rounded to 2^-9.
+            let exact = exact.add(&wide(&bias)).unwrap();
+            assert_close(&format!("{format:?} {size:?}"), &y, &exact, 2e-2);
+        }
+    }
+}
+
+#[test]
+fn counts_are_those_of_the_parameters_and_new_products_keep_the_variance() {
+    for format in STRUCTURED {
+        for size in LAYERS {
+            let params = ParamBuilder::init(7, DType::F32, Device::Cpu);
+            let matrix = format.build(&params, size, 1.0).unwrap();
+            let count: usize = matrix.parameters().iter().map(|p| p.tensor().elem_count()).sum();
+            assert_eq!(format.elem_count(size[0], size[1]), count, "{format:?} {size:?}");
+            if size == [64, 64] {
+                let x = randn(8, &[256, 64], DType::F32);
+                let y = matrix.apply(&x, Extras::default()).unwrap().to_vec::<f32>().unwrap();
+                let variance = y.iter().map(|v| f64::from(v * v)).sum::<f64>() / y.len() as f64;
+                // A dense layer has 1/3. Few random parameters stand behind some of the products.
+                assert!((0.1..0.9).contains(&variance), "{format:?}: {variance}");
+            }
+        }
+    }
 }

@@ -224,8 +224,11 @@ impl Opened {
     pub fn load(self, compute: Compute) -> Result<Model> {
         self.check_finite()?;
         let dtype = if compute.dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let mut params = ParamBuilder::load(self.tensors(), dtype, Device::Cpu);
-        if dtype == DType::F32 {
+        let mut params = ParamBuilder::load(self.tensors(), dtype, compute.device);
+        if compute.device.is_cuda() {
+            // The matrix units take both factors in one type: cast once, not in every product.
+            params = params.matrices_as(compute.dtype);
+        } else if dtype == DType::F32 {
             // No second copy: bf16 and f16 matrices are widened in registers, f32 ones are the file.
             params = params.as_stored();
         }

@@ -88,7 +88,7 @@ fn state_spaces(case: &str, config: &str) -> Model {
     let fields = parse_object(config).unwrap();
     let found = crate::families::recognise(&fields).unwrap();
     let opened = Opened::translated(Path::new(case), found, &fields, Arc::new(tensors)).unwrap();
-    opened.load(Compute { dtype: DType::F64, ..Compute::default() }).unwrap()
+    opened.load(Compute::new(DType::F64)).unwrap()
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn computing_in_bf16_stays_near() {
     for name in ["llama-gqa", "opt", "mamba", "mamba2"] {
         let path = golden(&format!("40-engine/{name}"));
         let case = danaus_testkit::golden("40-engine", &format!("{name}.golden"));
-        let compute = Compute { dtype: DType::BF16, ..Compute::default() };
+        let compute = Compute::new(DType::BF16);
         let model = Model::load(&path, compute).unwrap();
         let found =
             crate::eval::logits(&model.decoder, case.get("input_ids"), None, false).unwrap();

@@ -209,10 +209,10 @@ impl Config {
             let valid = "0 without learned_positions, at most 1048576 with them";
             return Err(Error::argument("position_offset", self.position_offset, valid));
         }
-        if let Format::LowRank(rank) = self.weights
-            && rank > MAX_INNER
+        if let Format::LowRank(size) | Format::Monarch(size) | Format::Ldr(size) = self.weights
+            && size > MAX_INNER
         {
-            return Err(Error::argument("weights", rank, format!("a rank of 1..={MAX_INNER}")));
+            return Err(Error::argument("weights", size, format!("a number of 1..={MAX_INNER}")));
         }
         self.norm.check()?;
         self.mlp.check()?;

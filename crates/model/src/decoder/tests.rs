@@ -5,7 +5,7 @@ use crate::checkpoint::{Model, save_decoder};
 use crate::presets;
 use danaus_testkit::assert_close;
 
-const F64: Compute = Compute { dtype: DType::F64, recompute: false, activations: Activations::F32 };
+const F64: Compute = Compute::new(DType::F64);
 
 fn shrink(mut config: Config) -> Config {
     config.vocab_size = 40;

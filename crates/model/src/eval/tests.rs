@@ -3,6 +3,7 @@
 use super::*;
 use crate::decoder::Compute;
 use crate::presets;
+use danaus_tensor::Device;
 use danaus_testkit::assert_close;
 use std::path::Path;
 
@@ -14,7 +15,7 @@ fn tiny() -> Decoder {
         mamba2.head_dim = 8;
         mamba2.d_state = 8;
     }
-    Decoder::init(&config, 3, Compute { dtype: DType::F64, ..Compute::default() }).unwrap()
+    Decoder::init(&config, 3, Compute::new(DType::F64)).unwrap()
 }
 
 fn whole(values: &[i64], shape: [usize; 2]) -> Tensor {
@@ -61,7 +62,7 @@ fn model() -> (Decoder, Tokenizer) {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/40-engine/llama-gqa");
     let mut config = presets::quickstart(384);
     config.max_positions = 64;
-    let compute = Compute { dtype: DType::F64, ..Compute::default() };
+    let compute = Compute::new(DType::F64);
     let decoder = Decoder::init(&config, 1, compute).unwrap();
     (decoder, Tokenizer::load(Path::new(golden)).unwrap())
 }

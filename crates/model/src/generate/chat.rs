@@ -114,7 +114,7 @@ impl<'a> Chat<'a> {
             ..self.request.clone()
         };
         let requests = std::slice::from_ref(&request);
-        let generator = Generator::new(self.decoder, requests, Batching::default())?;
+        let generator = Generator::new(self.decoder, requests, Batching::of(self.decoder))?;
         let (mut completions, _) = generator.run(|_, piece| on_text(&piece.text))?;
         let mut completion = completions.pop().unwrap_or_default();
         self.keep(completion.state.take());
@@ -146,7 +146,7 @@ impl<'a> Chat<'a> {
         let rest = &tokens[known..];
         let state = match start {
             Some(start) if rest.is_empty() => start,
-            start => read(self.decoder, rest, start.as_ref(), Batching::default())?,
+            start => read(self.decoder, rest, start.as_ref(), Batching::of(self.decoder))?,
         };
         self.keep(Some(state.clone()));
         Ok((state, rest.len()))

@@ -164,7 +164,7 @@ pub fn generate(
     on_piece: impl FnMut(usize, &Piece),
 ) -> Result<Vec<Completion>> {
     let requests = std::slice::from_ref(request);
-    Ok(Generator::new(decoder, requests, Batching::default())?.run(on_piece)?.0)
+    Ok(Generator::new(decoder, requests, Batching::of(decoder))?.run(on_piece)?.0)
 }
 
 /// Reads tokens, after `start` if there is one, and returns the states with the logits of the last.

@@ -4,6 +4,7 @@ use super::output::Output;
 use super::{Completion, Finish, Piece, Request, Sampler, State};
 use crate::decoder::Decoder;
 use crate::{Error, Result};
+use danaus_kernel::ops::cross_entropy::{Options as LossOptions, Reduction, cross_entropy};
 use danaus_matrix::state::Slot;
 use danaus_matrix::{SeqBatch, StatePool};
 use danaus_runtime::pool::Scratch;
@@ -23,6 +24,17 @@ pub struct Batching {
     /// What results may depend on. At [`Level::Invariant`] a text is the same to the last bit whatever
     /// else is in the batch and wherever its prompt is cut; below, long prompts are read faster.
     pub level: Level,
+}
+
+impl Batching {
+    /// The default for a decoder: the strictest level that its device has.
+    pub fn of(decoder: &Decoder) -> Self {
+        let level = match decoder.device().is_cuda() {
+            true => Level::Deterministic,
+            false => Level::Invariant,
+        };
+        Self { level, ..Self::default() }
+    }
 }
 
 impl Default for Batching {
@@ -115,6 +127,10 @@ impl<'a> Generator<'a> {
         if batching.max_sequences == 0 || batching.max_tokens == 0 {
             let given = format!("{batching:?}");
             return Err(Error::argument("batching", given, "at least one sequence and one token"));
+        }
+        if batching.level == Level::Invariant && decoder.device().is_cuda() {
+            let valid = "deterministic on a GPU, whose products may sum in another order per batch";
+            return Err(Error::argument("level", "invariant", valid));
         }
         let mut waiting = VecDeque::new();
         let mut count = 0;
@@ -242,7 +258,7 @@ impl<'a> Generator<'a> {
             let hidden = match rows.len() == ids.len() {
                 true => hidden,
                 false => {
-                    let rows = Tensor::from_slice(&rows, [rows.len()], &Device::Cpu)?;
+                    let rows = Tensor::from_slice(&rows, [rows.len()], &hidden.device())?;
                     hidden.index_select(0, &rows)?
                 }
             };
@@ -358,6 +374,42 @@ impl<'a> Generator<'a> {
     }
 }
 
+/// Where logits lie on a GPU and every text takes the likeliest token and nothing else: how many tokens
+/// there are to choose from.
+fn greedy(
+    running: &[Sequence],
+    requests: &[Request],
+    ready: &[usize],
+    logits: &Tensor,
+) -> Option<usize> {
+    let known = requests[running[*ready.first()?].request].vocab_size;
+    let plain = |&at: &usize| {
+        let sequence = &running[at];
+        let request = &requests[sequence.request];
+        sequence.sampler.is_plain()
+            && request.vocab_size == known
+            && request.max_tokens > 0
+            && request.top_log_probs == 0
+            && sequence.completion.tokens.len() >= request.min_tokens
+    };
+    (logits.device().is_cuda() && ready.iter().all(plain)).then_some(known)
+}
+
+/// The likeliest tokens, chosen where the logits are: two numbers a text come back.
+fn greedy_choices(logits: &Tensor) -> Result<Vec<Result<Option<super::Choice>>>> {
+    let best = logits.argmax(-1)?;
+    let options = LossOptions { reduction: Reduction::None, ..LossOptions::default() };
+    let (surprise, _) = cross_entropy(logits, &best, options)?;
+    let surprise = surprise.to_dtype(DType::F64)?.to_vec::<f64>()?;
+    let choice = |(token, surprise): (i64, f64)| match surprise.is_finite() {
+        true => {
+            Ok(Some(super::Choice { token: token as u32, log_prob: -surprise, top: Vec::new() }))
+        }
+        false => Err(Error::argument("logits", "not finite", "a model without NaN weights")),
+    };
+    Ok(best.to_vec::<i64>()?.into_iter().zip(surprise).map(choice).collect())
+}
+
 /// Choices for sequences from their logits, in parallel; none where no token was asked for.
 fn choices(
     running: &[Sequence],
@@ -366,19 +418,23 @@ fn choices(
     logits: &Tensor,
 ) -> Result<Vec<Result<Option<super::Choice>>>> {
     let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let logits = logits.to_dtype(wide)?.contiguous()?;
+    if let Some(known) = greedy(running, requests, ready, logits) {
+        return greedy_choices(&logits.narrow(1, 0, known.min(logits.dims()[1]))?);
+    }
+    let logits = logits.to_dtype(wide)?.contiguous()?.to_device(&Device::Cpu)?;
     let width = logits.dims()[1];
     let row = |index: usize, known: usize| -> Result<Scratch<f64>> {
         let range = index * width..index * width + known.min(width);
-        let mut row = Scratch::new(range.len());
-        match wide {
-            DType::F64 => row.copy_from_slice(&logits.as_slice::<f64>()?[range]),
-            _ => {
-                let narrow = &logits.as_slice::<f32>()?[range];
-                row.iter_mut().zip(narrow).for_each(|(to, from)| *to = f64::from(*from));
+        Ok(match wide {
+            DType::F64 => {
+                let row = &logits.as_slice::<f64>()?[range];
+                Scratch::from_fn(row.len(), |id| row[id])
             }
-        }
-        Ok(row)
+            _ => {
+                let row = &logits.as_slice::<f32>()?[range];
+                Scratch::from_fn(row.len(), |id| f64::from(row[id]))
+            }
+        })
     };
     let choose = |index: usize| -> Result<Option<super::Choice>> {
         let sequence = &running[ready[index]];

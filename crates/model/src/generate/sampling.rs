@@ -135,6 +135,12 @@ impl Sampler {
         Self { sampling: sampling.clone(), stream, seen: HashMap::new() }
     }
 
+    /// Whether the largest logit is taken, whatever was said before.
+    pub(super) fn is_plain(&self) -> bool {
+        let greedy = self.sampling.temperature == 0.0 && self.sampling.logit_bias.is_empty();
+        greedy && !self.penalises()
+    }
+
     fn penalises(&self) -> bool {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
             self.sampling;
@@ -166,8 +172,7 @@ impl Sampler {
         }
         // From the pool: several such buffers a step, freshly mapped each time, cost more page faults
         // than arithmetic.
-        let mut scores = Scratch::<f64>::new(logits.len());
-        scores.copy_from_slice(logits);
+        let mut scores = Scratch::from_fn(logits.len(), |id| logits[id]);
         self.score(&mut scores, banned);
         let uniform = || Rng::new(self.sampling.seed, self.stream).uniform_at(position);
         let token = match self.sampling.temperature {

@@ -52,7 +52,7 @@ impl Identity {
         // One digest of the parts' digests: no copy of the whole model is needed.
         let mut parts = decoder.config().to_json();
         for param in decoder.params().iter() {
-            let tensor = param.tensor().detach().contiguous()?;
+            let tensor = param.tensor().detach().contiguous()?.to_device(&Device::Cpu)?;
             let digest = Digest::of(tensor.as_bytes()?);
             let (name, shape, dtype) = (param.name(), tensor.shape(), tensor.dtype());
             parts += &format!("\n{name} {shape} {dtype} {digest}");

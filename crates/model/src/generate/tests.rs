@@ -18,7 +18,7 @@ fn model(vocab: usize, layers: &str, dtype: DType) -> Decoder {
         mamba2.head_dim = 16;
         mamba2.d_state = 8;
     }
-    Decoder::init(&config, 3, Compute { dtype, ..Compute::default() }).unwrap()
+    Decoder::init(&config, 3, Compute::new(dtype)).unwrap()
 }
 
 fn tiny() -> Decoder {

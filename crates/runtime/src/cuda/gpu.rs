@@ -178,6 +178,11 @@ impl Gpu {
         Ok((free as u64, total as u64))
     }
 
+    /// Whether work is recorded for a graph instead of executed.
+    pub fn is_capturing(&self) -> bool {
+        lock(&self.pool.arena).is_some()
+    }
+
     /// The raw stream, for libraries that take one (NCCL, cuFFT).
     pub fn raw_stream(&self) -> *mut std::ffi::c_void {
         self.stream.cu_stream().cast()

@@ -1,10 +1,10 @@
 //! Element types that a kernel computes on in f32 vectors.
 
 use super::Simd;
-use half::bf16;
+use half::{bf16, f16};
 
-/// A storage type that is widened to f32 on load and rounded on store, so that one kernel serves f32
-/// and bf16.
+/// A storage type that is widened to f32 on load and rounded on store, so that one kernel serves f32,
+/// bf16 and f16.
 pub trait Lane: Copy + Default + Send + Sync + 'static {
     /// Reads one vector.
     ///
@@ -99,5 +99,52 @@ impl Lane for bf16 {
     #[inline(always)]
     fn round(value: f32) -> bf16 {
         bf16::from_f32(value)
+    }
+}
+
+/// Most lanes of a vector.
+const MOST: usize = 16;
+
+/// Converted one by one: nothing that is fast on the processor computes in f16.
+impl Lane for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const f16) -> S::F {
+        // SAFETY: promised by the caller.
+        unsafe { Self::load_partial(s, from, S::LANES) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial<S: Simd>(s: S, from: *const f16, count: usize) -> S::F {
+        let mut lanes = [0.0; MOST];
+        // SAFETY: `count` elements are readable and fit the largest vector.
+        unsafe {
+            let elements = std::slice::from_raw_parts(from, count);
+            lanes.iter_mut().zip(elements).for_each(|(lane, x)| *lane = x.to_f32());
+            s.load(lanes.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, to: *mut f16, value: S::F) {
+        // SAFETY: promised by the caller.
+        unsafe { Self::store_partial(s, to, value, S::LANES) }
+    }
+    #[inline(always)]
+    unsafe fn store_partial<S: Simd>(s: S, to: *mut f16, value: S::F, count: usize) {
+        let mut lanes = [0.0; MOST];
+        // SAFETY: the array holds the largest vector and `count` elements are writable; they may be
+        // uninitialised, so they are written through the pointer.
+        unsafe {
+            s.store(lanes.as_mut_ptr(), value);
+            for (i, lane) in lanes.iter().take(count).enumerate() {
+                to.add(i).write(f16::from_f32(*lane));
+            }
+        }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn round(value: f32) -> f16 {
+        f16::from_f32(value)
     }
 }

@@ -3,6 +3,7 @@
 use super::fused::PIECE;
 use super::rules::{Real, SquareSum};
 use crate::Result;
+use danaus_kernel::ops::optimizer::square_sum as square_sum_on_gpu;
 use danaus_runtime::{simd, threads};
 use danaus_tensor::{DType, Gradients, ParamSet, Tensor};
 use std::sync::Mutex;
@@ -61,6 +62,13 @@ impl GradientSet {
 /// # Errors
 /// Gradients of another dtype than f32 or f64.
 pub fn global_norm(gradients: &GradientSet) -> Result<f64> {
+    if gradients.0.iter().flatten().any(|gradient| gradient.device().is_cuda()) {
+        let all: Vec<&Tensor> = gradients.0.iter().flatten().collect();
+        return Ok(match square_sum_on_gpu(&all)? {
+            Some(total) => total.to_scalar()?.sqrt(),
+            None => 0.0,
+        });
+    }
     let mut total = 0.0;
     for gradient in gradients.0.iter().flatten() {
         total += match gradient.dtype() {

@@ -2,7 +2,8 @@
 //! them run as one parallel loop. Pieces depend on shapes alone, and elements are independent, so the
 //! result has the same bits on any number of threads.
 
-use super::rules::{Piece, Real, Rule, Update};
+use super::rules::{Kind, Piece, Real, Rule, Update};
+use danaus_kernel::ops::optimizer::{self, Job as GpuJob, Step};
 use danaus_runtime::{simd, threads};
 use danaus_tensor::{Result, Tensor};
 use std::sync::Mutex;
@@ -43,4 +44,31 @@ pub fn run<R: Real>(rule: &Rule, values: &mut [&mut Tensor], jobs: &mut [Job]) -
         simd::dispatch(Update { rule, piece: &mut piece });
     });
     Ok(())
+}
+
+/// Applies the rule to every parameter where they lie on a GPU.
+pub fn run_on_gpu(rule: &Rule, values: &mut [&mut Tensor], jobs: &mut [Job]) -> Result<()> {
+    let Rule { kind, lr, shrink, grad_scale } = *rule;
+    let kind = match kind {
+        Kind::AdamW { beta1, beta2, eps, correction1, correction2 } => {
+            optimizer::Kind::AdamW { beta1, beta2, eps, correction1, correction2 }
+        }
+        Kind::Lion { beta1, beta2 } => optimizer::Kind::Lion { beta1, beta2 },
+        Kind::Sgd { momentum, nesterov } => optimizer::Kind::Sgd { momentum, nesterov },
+    };
+    // What a snapshot or a checkpoint still holds is copied before it is changed.
+    for (_, slots, _) in jobs.iter_mut() {
+        for slot in slots.iter_mut() {
+            if !slot.is_unique() {
+                *slot = slot.detach().copy()?;
+            }
+        }
+    }
+    let jobs = values.iter_mut().zip(jobs).map(|(value, (gradient, slots, decays))| GpuJob {
+        value,
+        gradient,
+        slots,
+        decays: *decays,
+    });
+    optimizer::update(&Step { kind, lr, shrink, grad_scale }, &mut jobs.collect::<Vec<_>>())
 }

@@ -15,7 +15,8 @@
 //! Muon   orthogonalised momentum for matrices, AdamW for the rest; see [`muon`]
 //! ```
 //!
-//! Parameters are f32 masters (a model that computes in bf16 casts them on the tape) or f64. State has
+//! On a GPU the pass is one launch over all parameters, and a step copies a table of addresses there and
+//! nothing back. Parameters are f32 masters (a model that computes in bf16 casts them on the tape) or f64. State has
 //! the dtype of its parameter. A parameter without gradient in a step is left alone.
 
 mod accumulate;
@@ -29,7 +30,7 @@ pub use config::{AdamW, Lion, Muon, OptimizerConfig, Sgd};
 
 use crate::{Error, Result};
 use danaus_tensor::param::TensorSource;
-use danaus_tensor::{DType, Device, Param, ParamSet, Tensor, update_all};
+use danaus_tensor::{DType, Param, ParamSet, Tensor, update_all};
 use rules::Rule;
 
 /// Names under which the state of a parameter is saved, after the parameter's own name and a dot.
@@ -69,7 +70,7 @@ impl Optimizer {
             }
             let by_muon = config.uses_muon(param);
             let count = config.slots(by_muon);
-            let zeros = || Tensor::zeros(value.shape(), dtype, &Device::Cpu);
+            let zeros = || Tensor::zeros(value.shape(), dtype, &value.device());
             let tensors = (0..count).map(|_| Ok(zeros()?)).collect::<Result<_>>()?;
             slots.push(Slots { by_muon, tensors });
         }
@@ -118,6 +119,7 @@ impl Optimizer {
         }
         let pass = |values: &mut [&mut Tensor]| match values.first().map(|value| value.dtype()) {
             None => Ok(()),
+            Some(_) if values[0].device().is_cuda() => fused::run_on_gpu(&rule, values, &mut jobs),
             Some(DType::F64) => fused::run::<f64>(&rule, values, &mut jobs),
             Some(_) => fused::run::<f32>(&rule, values, &mut jobs),
         };
@@ -162,7 +164,7 @@ pub(crate) fn fetch(source: &dyn TensorSource, name: &str, like: &Tensor) -> Res
         let valid = format!("{} {}", like.dtype(), like.shape());
         return Err(Error::config(format!("tensor {name}"), given, valid));
     }
-    Ok(found.copy()?)
+    Ok(found.to_device(&like.device())?.copy()?)
 }
 
 #[cfg(test)]

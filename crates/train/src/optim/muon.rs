@@ -32,9 +32,13 @@ pub fn orthogonalize(matrix: &Tensor, iterations: u32) -> Result<Tensor> {
         return Err(Error::Internal(format!("orthogonalize of a tensor {}", matrix.shape())));
     };
     let tall = rows > cols;
-    let norm = matrix.mul(matrix)?.sum_all()?.to_scalar()?.sqrt();
+    let squares = matrix.mul(matrix)?.sum_all()?;
     let wide = if tall { matrix.transpose(0, 1)? } else { matrix.clone() };
-    let mut x = wide.affine(1.0 / (norm + EPS), 0.0)?.contiguous()?;
+    let mut x = match matrix.device().is_cuda() {
+        // The norm stays where it is: reading it would wait for the device once a matrix.
+        true => wide.div(&squares.sqrt()?.affine(1.0, EPS)?)?.contiguous()?,
+        false => wide.affine(1.0 / (squares.to_scalar()?.sqrt() + EPS), 0.0)?.contiguous()?,
+    };
     let [a, b, c] = QUINTIC;
     for _ in 0..iterations {
         let gram = x.matmul(&x.transpose(0, 1)?)?;

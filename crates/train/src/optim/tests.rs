@@ -4,6 +4,7 @@
 use super::*;
 use danaus_runtime::simd::{Isa, with_isa};
 use danaus_runtime::threads::with_threads;
+use danaus_tensor::Device;
 use danaus_tensor::rng::Rng;
 use danaus_tensor::{Init, ParamBuilder};
 

@@ -36,7 +36,7 @@ const STEPS: usize = 24;
 pub struct GenerateCase {
     /// Whose speed.
     pub subject: Subject,
-    /// Types of activations and caches.
+    /// Types of activations and caches, and where it runs.
     pub compute: Compute,
     /// Sequences at a time.
     pub batch: usize,
@@ -53,7 +53,8 @@ pub struct GenerateRow {
     pub parameters: usize,
     /// Prompt tokens a second.
     pub prefill_rate: f64,
-    /// Share of the measured f32 peak that reading reaches (narrow types may exceed 1).
+    /// Share of the measured peak that reading reaches: f32 on the processor (narrow types may exceed 1),
+    /// bf16 products on a GPU.
     pub prefill_of_peak: f64,
     /// New tokens a second, all sequences together.
     pub decode_rate: f64,
@@ -97,7 +98,7 @@ pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
         (0..length as u32).map(|at| (at * 7919 + 13) % config.vocab_size as u32).collect()
     };
     let long = prompt(LONG_PROMPT);
-    let mut reading = timed(|| Ok(read(&decoder, &long, None, Batching::default())?));
+    let mut reading = timed(|| Ok(read(&decoder, &long, None, Batching::of(&decoder))?));
     let budget = Budget { min_turns: 2, max_turns: 3, time: Duration::from_secs(2) };
     let times = match &mut reader {
         None => interleave(&mut [&mut reading as &mut Variant], budget)?,
@@ -156,7 +157,7 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
         ..Request::default()
     };
     let requests = std::slice::from_ref(&request);
-    let generator = Generator::new(decoder, requests, Batching::default())?;
+    let generator = Generator::new(decoder, requests, Batching::of(decoder))?;
     let mut moments = Vec::new();
     generator.run(|index, _| {
         if index == 0 {
@@ -190,12 +191,8 @@ fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
     for (weight, blocks) in subject::matrices(decoder) {
         let width = weight.dims()[1];
         let cols = blocks.map_or(width, |kind| width / kind.block_bytes() * kind.block_len());
-        pairs.push((
-            super::randn(1, &[case.batch, cols], case.compute.dtype)?,
-            weight,
-            blocks,
-            cols,
-        ));
+        let x = super::randn(1, &[case.batch, cols], case.compute.dtype)?;
+        pairs.push((x.to_device(&case.compute.device)?, weight, blocks, cols));
     }
     let mut work = timed(|| {
         for (x, weight, blocks, cols) in &pairs {
@@ -207,7 +204,7 @@ fn products(decoder: &Decoder, case: &GenerateCase) -> Result<Duration> {
                 None => linear(x, weight, Extras::default())?,
             };
         }
-        Ok(())
+        Ok(case.compute.device.synchronize()?)
     });
     let budget = Budget { min_turns: 5, max_turns: 20, time: Duration::from_secs(1) };
     Ok(interleave(&mut [&mut work as &mut Variant], budget)?[0].median())

@@ -52,7 +52,7 @@ impl Subject {
 /// A new model whose matrices are stored in a format.
 fn build(config: &Config, weights: &str, compute: Compute) -> Result<Decoder> {
     let format = Format::parse(weights)?;
-    if let Format::Float(DType::F32) = format {
+    if let (Format::Float(DType::F32), Device::Cpu) = (&format, compute.device) {
         return Ok(Decoder::init(config, 0, compute)?);
     }
     // Quantised below; new ones are not.
@@ -71,7 +71,12 @@ fn build(config: &Config, weights: &str, compute: Compute) -> Result<Decoder> {
         };
         stored.insert(name, tensor);
     }
-    let params = ParamBuilder::load(Arc::new(stored), DType::F32, Device::Cpu).as_stored();
+    let params = ParamBuilder::load(Arc::new(stored), DType::F32, compute.device);
+    let params = match compute.device {
+        Device::Cpu => params.as_stored(),
+        // As checkpoints are loaded there.
+        Device::Cuda(_) => params.matrices_as(compute.dtype),
+    };
     Ok(Decoder::build(&params, config, compute)?)
 }
 

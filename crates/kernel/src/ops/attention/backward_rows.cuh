@@ -40,7 +40,8 @@ DEVICE void prepare_rows(const BackwardParams& params) {
     if (!block.exists()) return;
     const int index = row_block<Config>(params, block.sequence, block.batch, block.head) + block.m;
     if (threadIdx.x == 0) params.turns[index] = 0;
-    constexpr int kLanes = Config::kHeadDim / 8;  // of a row, 16 bytes each
+    // Lanes of a row, 16 bytes each; at head dim 192 the last 8 of 32 have none.
+    constexpr int kChunks = Config::kHeadDim / 8, kLanes = kChunks == 24 ? 32 : kChunks;
     const i64 lse_start = Config::kPacked ? static_cast<i64>(block.head) * problem.total_q + block.sequence.q_start
                                           : (static_cast<i64>(block.batch) * problem.heads + block.head) * problem.q_len;
     const auto address = [&](const Rows& rows, int row, int lane) {
@@ -51,7 +52,7 @@ DEVICE void prepare_rows(const BackwardParams& params) {
         const int row = block.m * Config::kBlockM + i / kLanes, lane = i % kLanes;
         const bool exists = row < block.sequence.q_len;
         float sum = 0.f;
-        if (exists) {
+        if (exists && lane < kChunks) {
             const uint4 a = *address(params.out, row, lane), b = *address(params.grad_out, row, lane);
             const u32 left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll

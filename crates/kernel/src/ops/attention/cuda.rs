@@ -1,4 +1,4 @@
-//! Attention on Hopper GPUs: what the kernels serve, their arguments and launches.
+//! Attention on GPUs: what the kernels serve, their arguments and launches.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -10,11 +10,16 @@
 //! | `backward_order.cuh` | who adds to dq in turn |
 //! | `backward_pipeline.cuh`, `backward.cuh`, `backward_epilogue.cuh` | producer and writers, consumers, dk and dv |
 //! | `backward_rows.cuh` | query rows before and after |
-//! | `forward_entry.cuh`, `backward_entry.cuh` | entry points of one configuration |
+//! | `backward_wide_pipeline.cuh`, `backward_wide.cuh`, `wide.rs` | head dims beyond 128: one kernel for dk and dv, one for dq |
+//! | `fp8_*.cuh`, `fp8.rs` | eight-bit operands, forward |
+//! | `forward_entry.cuh`, `backward_entry.cuh`, `backward_wide_entry.cuh` | entry points of one configuration |
+//! | `plain*.cuh`, `plain.rs` | every option on any chip, without matrix units |
+//! | `decode.cuh`, `cache.cuh`, `cache.rs` | few rows against a cache: append, parts, join |
 //!
-//! Served: bf16, equal head dims of 64, 128 and 256 (backward 64 and 128), grouped heads, causality,
-//! windows, softcap, packed sequences, gradients of out and lse. Everything else is an error that names
-//! it. Same inputs give the same bits: nothing is added in an order that depends on timing.
+//! The Hopper kernels serve bf16 and f16, equal head dims of 64, 128, 192 and 256, grouped heads,
+//! causality, windows, softcap, packed sequences, gradients of out and lse; the plain kernels everything
+//! else, with head dims up to 256. Same inputs give the same bits: nothing is added in an order that
+//! depends on timing.
 //!
 //! # Measured facts
 //! H100 (80 GB, driver 580), 25 November 2026; figures of tile choices are in `config.rs`. TFLOP/s, ours :
@@ -45,8 +50,9 @@
 //! * Orders of dq in which a tile waits for tiles that start later (a rotation around the row blocks,
 //!   alternating directions) were no faster than starting order, and could wait forever when the device
 //!   is shared.
-
-mod params;
+//! * Rounding products of eight-bit codes on the matrix units keeps about 14 bits of a sum: log-sum-exps of
+//!   FP8 attention differ from f64 by up to 0.1 where scores reach hundreds, outputs by 1e-4 in cosine.
+//! * Head dims beyond 128: see `config.rs` for tries; the two kernels run at 680 and 780 TFLOP/s.
 
 use super::config::{self, Shape};
 use super::prepare::{self, Prepared, readable};
@@ -68,6 +74,16 @@ macro_rules! header {
         Header { name: concat!("attention/", $name), text: include_str!($name) }
     };
 }
+
+/// What the plain and the decoding kernels are given.
+const PLAIN_PROBLEM: Header = header!("plain_problem.cuh");
+const PLAIN_TILES: Header = header!("plain_tiles.cuh");
+
+pub(super) mod cache;
+pub(super) mod fp8;
+mod params;
+mod plain;
+mod wide;
 
 const HEADERS: &[Header] = &[
     TYPES,
@@ -107,6 +123,7 @@ const FAR: usize = 1 << 29;
 struct Call<'a> {
     problem: &'a Problem<'a>,
     shape: Shape,
+    dtype: DType,
     packed: bool,
     batch: usize,
     /// Rows of q: of a sequence, or of all packed ones.
@@ -118,7 +135,6 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn new(prepared: &Prepared, problem: &'a Problem<'a>, q: &Tensor) -> Result<Self> {
         let sizes = &prepared.sizes;
-        refuse(problem, prepared, q)?;
         let longest = |len: fn(&super::problem::Sequence) -> usize| {
             problem.sequences.iter().map(len).max().unwrap_or(0)
         };
@@ -132,7 +148,7 @@ impl<'a> Call<'a> {
         let bounds = |start: fn(&super::problem::Sequence) -> [usize; 2]| {
             let ends = problem.sequences.iter().map(|sequence| start(sequence)[1] as i32);
             let list: Vec<i32> = std::iter::once(0).chain(ends).collect();
-            Tensor::from_vec(list, [problem.sequences.len() + 1], &q.device())
+            crate::lists::list(&list, &q.device())
         };
         let bounds = match sizes.packed {
             true => Some([
@@ -141,8 +157,9 @@ impl<'a> Call<'a> {
             ]),
             false => None,
         };
-        let batch = problem.sequences.len();
-        Ok(Self { problem, shape, packed: sizes.packed, batch, q_rows: sizes.q_rows, bounds })
+        let (dtype, batch) = (q.dtype(), problem.sequences.len());
+        let (packed, q_rows) = (sizes.packed, sizes.q_rows);
+        Ok(Self { problem, shape, dtype, packed, batch, q_rows, bounds })
     }
 
     /// Whether no query or no key exists.
@@ -172,35 +189,52 @@ impl<'a> Call<'a> {
 
     fn defines(&self, [block_m, block_n]: [usize; 2]) -> Defines {
         let features = [self.packed, self.problem.softcap.is_some()];
-        defines(&self.shape, [block_m, block_n], features)
+        defines(self.dtype, &self.shape, [block_m, block_n], features)
     }
 
-    /// Queries of q or out, keys of k or v, as tiles of `rows`.
     fn map(&self, tensor: &Tensor, rows: usize) -> Result<TensorMap> {
-        let view = RowView::of(tensor)?;
-        let head_dim = self.shape.head_dim as u64;
-        let bytes = |stride: i64| 2 * stride as u64;
-        let spec = TensorMapSpec {
-            address: view.rows.data,
-            dtype: MapType::Bf16,
-            dims: &[64, view.len, head_dim / 64, view.heads, view.batch],
-            strides: &[
-                bytes(view.rows.row_stride),
-                128,
-                bytes(view.rows.head_stride),
-                bytes(view.rows.batch_stride),
-            ],
-            box_dims: &[64, rows as u32, (head_dim / 64) as u32, 1, 1],
-            swizzle: Swizzle::B128,
-        };
-        Ok(spec.encode()?)
+        row_map(tensor, self.shape.head_dim, rows)
     }
 }
 
-fn defines(shape: &Shape, [block_m, block_n]: [usize; 2], [packed, softcap]: [bool; 2]) -> Defines {
+/// Queries of q or out, keys of k or v, as tiles of `rows`.
+fn row_map(tensor: &Tensor, head_dim: usize, rows: usize) -> Result<TensorMap> {
+    let (view, head_dim) = (RowView::of(tensor)?, head_dim as u64);
+    let bytes = |stride: i64| 2 * stride as u64;
+    let spec = TensorMapSpec {
+        address: view.rows.data,
+        dtype: if tensor.dtype() == DType::F16 { MapType::F16 } else { MapType::Bf16 },
+        dims: &[64, view.len, head_dim / 64, view.heads, view.batch],
+        strides: &[
+            bytes(view.rows.row_stride),
+            128,
+            bytes(view.rows.head_stride),
+            bytes(view.rows.batch_stride),
+        ],
+        box_dims: &[64, rows as u32, (head_dim / 64) as u32, 1, 1],
+        swizzle: Swizzle::B128,
+    };
+    Ok(spec.encode()?)
+}
+
+/// Name of an element type of the matrix units.
+fn element(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::BF16 => Some("Bf16"),
+        DType::F16 => Some("F16"),
+        _ => None,
+    }
+}
+
+fn defines(
+    dtype: DType,
+    shape: &Shape,
+    [block_m, block_n]: [usize; 2],
+    [packed, softcap]: [bool; 2],
+) -> Defines {
     let right = shape.window.right.is_some_and(|right| right > 0);
     Defines::new()
-        .set("ELEMENT", "Bf16")
+        .set("ELEMENT", element(dtype).unwrap_or_default())
         .set("HEAD_DIM", shape.head_dim)
         .set("BLOCK_M", block_m)
         .set("BLOCK_N", block_n)
@@ -211,8 +245,13 @@ fn defines(shape: &Shape, [block_m, block_n]: [usize; 2], [packed, softcap]: [bo
         .set("PACKED", packed)
 }
 
-fn forward_defines(shape: &Shape, tiles: &config::Forward, features: [bool; 2]) -> Defines {
-    defines(shape, [tiles.block_m, tiles.block_n], features)
+fn forward_defines(
+    dtype: DType,
+    shape: &Shape,
+    tiles: &config::Forward,
+    features: [bool; 2],
+) -> Defines {
+    defines(dtype, shape, [tiles.block_m, tiles.block_n], features)
         .set("STAGES", tiles.stages)
         .set("OUT_OVER_QUERY", tiles.out_over_query)
 }
@@ -221,34 +260,20 @@ fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| Error::not_on_cuda(OP, format!("a size of {size}")))
 }
 
-/// Names what the kernels do not do.
-fn refuse(problem: &Problem, prepared: &Prepared, q: &Tensor) -> Result<()> {
+/// Whether the Hopper kernels do what is asked for; the plain ones do everything else.
+fn is_hopper(prepared: &Prepared, q: &Tensor) -> Result<bool> {
     let sizes = &prepared.sizes;
-    let no = |what: String| Err(Error::not_on_cuda(OP, what));
-    let chip = q.gpu()?.arch();
-    if chip.number() != 90 {
-        return no(format!("a GPU of {chip}; the kernels are for sm_90a"));
-    }
-    if q.dtype() != DType::BF16 {
-        return no(format!("{}; valid: bf16", q.dtype()));
-    }
-    if ![64, 128, 256].contains(&sizes.head_dim) || sizes.value_dim != sizes.head_dim {
-        let dims = [sizes.head_dim, sizes.value_dim];
-        return no(format!("head dims {dims:?} of q and v; valid: both 64, 128 or 256"));
-    }
-    if problem.softmax_scale <= 0.0 {
-        return no(format!("softmax_scale {}; valid: above 0", problem.softmax_scale));
-    }
-    let options = [
-        ("alibi_slopes", problem.alibi.is_some()),
-        ("sinks", problem.sinks.is_some()),
-        ("dropout", problem.dropout.is_some()),
-        ("q_lens or k_lens", prepared.uses_lengths),
-    ];
-    match options.iter().find(|(_, given)| *given) {
-        Some((name, _)) => no((*name).to_owned()),
-        None => Ok(()),
-    }
+    let positive = prepared.attributes.softmax_scale.is_none_or(|scale| scale > 0.0);
+    let plain = prepared.has_masks()
+        || prepared.has_biases
+        || prepared.uses_lengths
+        || prepared.attributes.p_drop > 0.0;
+    Ok(q.gpu()?.arch().number() == 90
+        && element(q.dtype()).is_some()
+        && [64, 128, 192, 256].contains(&sizes.head_dim)
+        && sizes.value_dim == sizes.head_dim
+        && positive
+        && !plain)
 }
 
 /// A tensor (batch, rows, heads, dim) or (rows, heads, dim) as the kernels see it.
@@ -298,8 +323,12 @@ fn aligned(tensor: &Tensor) -> Result<Tensor> {
 
 /// Writes out and lse.
 pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
+    let given = inputs[prepare::Q].ok_or_else(|| Error::internal("attention without q"))?;
+    if !is_hopper(prepared, given)? {
+        return plain::forward(prepared, inputs, outputs);
+    }
     let [q, k, v] = operands(|position| inputs[position])?;
-    let problem = problem(prepared)?;
+    let problem = prepared.problem()?;
     let call = Call::new(prepared, &problem, &q)?;
     let [out, lse] = outputs else {
         return Err(Error::internal("attention has two outputs"));
@@ -331,8 +360,8 @@ pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor
         call.map(out, 64)?,
     ];
     let features = [call.packed, problem.softcap.is_some()];
-    let kernel =
-        gpu.kernel(&FORWARD, "attention_forward", &forward_defines(&call.shape, &tiles, features))?;
+    let defines = forward_defines(call.dtype, &call.shape, &tiles, features);
+    let kernel = gpu.kernel(&FORWARD, "attention_forward", &defines)?;
     let blocks = gpu.limits().multiprocessors.min(int(all)? as u32);
     let launch =
         Launch::linear(blocks, tiles.threads()).shared(tiles.shared_bytes(call.shape.head_dim));
@@ -341,14 +370,6 @@ pub(super) fn forward(prepared: &Prepared, inputs: Inputs, outputs: &mut [Tensor
     // outputs are fresh, and `bounds` and the ticket outlive the launch in stream order.
     unsafe { kernel.launch(&launch, &arguments)? };
     Ok(())
-}
-
-/// The problem; masks would be read on the host.
-fn problem(prepared: &Prepared) -> Result<Problem<'_>> {
-    match prepared.has_masks() {
-        true => Err(Error::not_on_cuda(OP, "block_mask or keep")),
-        false => prepared.problem(),
-    }
 }
 
 fn operands<'a>(input: impl Fn(usize) -> Option<&'a Tensor>) -> Result<[Tensor; 3]> {
@@ -382,10 +403,21 @@ struct Workspace {
     dq_sum: DeviceBuffer,
 }
 
+/// Gradients in the places of their inputs.
+pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<Vec<Option<Tensor>>> {
+    if !is_hopper(prepared, ctx.input(prepare::Q)?)? {
+        return plain::backward(ctx, prepared);
+    }
+    let mut grads = vec![None; prepare::INPUTS];
+    let found = hopper_backward(ctx, prepared)?.map(Some);
+    grads[..=prepare::V].clone_from_slice(&found);
+    Ok(grads)
+}
+
 /// Gradients of q, k and v.
-pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3]> {
+fn hopper_backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3]> {
     let [q, k, v] = operands(|position| ctx.input(position).ok())?;
-    let problem = problem(prepared)?;
+    let problem = prepared.problem()?;
     let call = Call::new(prepared, &problem, &q)?;
     let fresh = |like: &Tensor| match call.packed || call.is_empty() {
         true => Tensor::zeros(like.shape(), like.dtype(), &like.device()),
@@ -394,10 +426,6 @@ pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3
     let mut grads = [fresh(&q)?, fresh(&k)?, fresh(&v)?];
     if call.is_empty() {
         return Ok(grads);
-    }
-    if call.shape.head_dim > 128 {
-        let what = "the gradient at head dim 256; valid: 64 or 128";
-        return Err(Error::not_on_cuda(OP, what));
     }
     let (out, lse) = (ctx.output(0)?.detach(), ctx.output(1)?.detach());
     let grad_out = aligned(&ctx.grad_or_zeros(0, &out)?)?;
@@ -435,7 +463,14 @@ pub(super) fn backward(ctx: &Backward, prepared: &Prepared) -> Result<[Tensor; 3
         call.map(&grads[1], tiles.block_n)?,
         call.map(&grads[2], tiles.block_n)?,
     ];
-    launch_backward(&call, &tiles, &params, &maps, q.gpu()?)?;
+    if call.shape.head_dim > 128 {
+        let [q_map, k_map, v_map, grad_map, dk_map, dv_map] = maps;
+        let dq_map = call.map(&grads[0], tiles.block_m)?;
+        let maps = [q_map, k_map, v_map, grad_map, dq_map, dk_map, dv_map];
+        wide::launch(&call, params, &maps, q.gpu()?)?;
+    } else {
+        launch_backward(&call, &tiles, &params, &maps, q.gpu()?)?;
+    }
     Ok(grads)
 }
 
@@ -448,12 +483,14 @@ fn workspace(call: &Call, q: &Tensor, block_m: usize) -> Result<(Workspace, usiz
     };
     let (gpu, blocks) = (q.gpu()?, row_blocks * heads);
     let rows = size_of::<f32>() * blocks * block_m;
+    let sums = rows * call.shape.head_dim;
     let work = Workspace {
         ticket: DeviceBuffer::zeroed(gpu, size_of::<i32>())?,
         turns: DeviceBuffer::uninit(gpu, size_of::<i32>() * blocks)?,
         log_sum_exp_2: DeviceBuffer::uninit(gpu, rows)?,
         delta: DeviceBuffer::uninit(gpu, rows)?,
-        dq_sum: DeviceBuffer::uninit(gpu, rows * call.shape.head_dim)?,
+        // The kernels for wide heads write dq as it is.
+        dq_sum: DeviceBuffer::uninit(gpu, if call.shape.head_dim > 128 { 0 } else { sums })?,
     };
     Ok((work, row_blocks))
 }
@@ -484,31 +521,53 @@ fn launch_backward(
     Ok(())
 }
 
+/// Element types of the kernels.
+const DTYPES: [DType; 2] = [DType::BF16, DType::F16];
+
 /// The kernels that are shipped: what language models use.
 pub(crate) fn variants() -> Vec<Variant> {
     let few = "a few addresses, outside of the products";
     let mut all: Vec<Variant> = Vec::new();
-    let mut add = |source: &Source, defines: Defines| {
-        if !all.iter().any(|variant| variant.defines == defines) {
-            let variant = Variant::new(source.clone(), defines).from(90);
-            all.push(Variant { spills: Some(few), ..variant });
+    let mut add = |variant: Variant| {
+        let same = |other: &Variant| {
+            other.source.name() == variant.source.name() && other.defines == variant.defines
+        };
+        if !all.iter().any(same) {
+            all.push(Variant { spills: Some(few), ..variant.from(90) });
         }
     };
-    for head_dim in [64, 128, 256] {
+    for (head_dim, dtype) in
+        [64, 128, 192, 256].into_iter().flat_map(|dim| DTYPES.map(|dtype| (dim, dtype)))
+    {
         for right in [None, Some(0)] {
             for packed in [false, true] {
                 for len in [1024, 16_384] {
+                    if dtype == DType::F16 && len == 1024 {
+                        continue; // short tiles of f16 are compiled when they are asked for
+                    }
                     let window = super::tile_range::Window { left: None, right };
                     let shape = Shape { head_dim, q_len: len, k_len: len, group: 1, window };
                     let features = [packed, false];
-                    add(&FORWARD, forward_defines(&shape, &shape.forward(), features));
-                    if head_dim <= 128 {
-                        let tiles = shape.backward();
-                        add(&BACKWARD, defines(&shape, [tiles.block_m, tiles.block_n], features));
-                    }
+                    let tiles = shape.forward();
+                    add(Variant::new(
+                        FORWARD.clone(),
+                        forward_defines(dtype, &shape, &tiles, features),
+                    ));
+                    let tiles = shape.backward();
+                    let blocks = [tiles.block_m, tiles.block_n];
+                    add(match head_dim {
+                        64 | 128 => {
+                            let defines = defines(dtype, &shape, blocks, features);
+                            Variant::new(BACKWARD.clone(), defines)
+                        }
+                        _ => wide::variant(dtype, &shape, packed),
+                    });
                 }
             }
         }
     }
+    all.extend(plain::variants());
+    all.extend(cache::variants());
+    all.extend(fp8::variants());
     all
 }

@@ -24,8 +24,8 @@ struct RowBlock {
 };
 
 // Stores the log-sum-exps of the two rows this thread shares with its quad.
-template <class Config>
-DEVICE void store_log_sum_exp(const ForwardParams& params, const RowBlock& rows, const Softmax<Config>& softmax) {
+template <class Config, class Params, class RowSoftmax>
+DEVICE void store_log_sum_exp(const Params& params, const RowBlock& rows, const RowSoftmax& softmax) {
     const Problem& problem = params.problem;
     if (lane_index() % 4 != 0) return;
     i64 start;
@@ -54,8 +54,8 @@ DEVICE void for_rows(const Rows& rows, int batch, int head, int first, int count
 }
 
 // Queries without keys.
-template <class Config>
-DEVICE void store_zeros(const ForwardParams& params, const RowBlock& rows) {
+template <class Config, class Params>
+DEVICE void store_zeros(const Params& params, const RowBlock& rows) {
     for_rows<Config::kValueDim, kWarpgroup>(params.out, rows.batch, rows.head, rows.sequence.q_start + rows.first, rows.in_use(),
                                             [](uint4* out, int, int) { *out = uint4{0, 0, 0, 0}; });
 }
@@ -63,8 +63,8 @@ DEVICE void store_zeros(const ForwardParams& params, const RowBlock& rows) {
 // Stages o (64 x kValueDim, normalised) at `staged` and sends it off. The caller has made sure that
 // nobody reads `staged`; `wait_stores_read` by the warpgroup's first thread, and a barrier, free it again.
 // The copy engine would write a packed sequence's last rows on into the next one: those go by hand.
-template <class Config>
-DEVICE void store_out(const ForwardParams& params, const TensorMap& out_map, const RowBlock& rows, const float (&o)[Config::kValueDim / 2],
+template <class Config, class Params>
+DEVICE void store_out(const Params& params, const TensorMap& out_map, const RowBlock& rows, const float (&o)[Config::kValueDim / 2],
                       u32 staged, int barrier) {
     u32 packed[Config::kValueDim / 4];
     wgmma::pack<typename Config::Element>(packed, o);

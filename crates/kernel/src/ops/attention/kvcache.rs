@@ -9,15 +9,18 @@
 //! is written in place when nobody else holds its tensors, and copied once otherwise. No gradients.
 
 use super::combine::combine_parts;
+use super::cuda::cache;
 use super::options::Attributes;
 use super::prepare::{check_attributes, lengths, operand, readable, sizes};
 use super::problem::{Inputs, Outputs, Pages, Problem, Sequence, WHOLE};
 use super::rotary::Rotary;
 use super::tile_range::Window;
 use super::{forward, reference};
+use crate::lists::list;
+use crate::ops::rotary::{Positions, rotary as rotate};
 use danaus_runtime::threads::SharedMut;
 use danaus_tensor::{DType, Element, Error, Level, Result, Tensor, asked_level};
-use half::bf16;
+use half::{bf16, f16};
 
 const OP: &str = "attention_kvcache";
 /// Parts are multiples of this many keys.
@@ -90,24 +93,36 @@ impl CacheOptions {
         }
     }
 
-    fn window(&self) -> Window {
+    pub(super) fn window(&self) -> Window {
         let right = if self.causal { Some(0) } else { self.window_right };
         Window { left: self.window_left, right }
+    }
+
+    pub(super) fn attributes(&self) -> Attributes {
+        Attributes {
+            window: self.window(),
+            softmax_scale: self.softmax_scale,
+            softcap: self.softcap,
+            block_size: None,
+            p_drop: 0.0,
+            seed: 0,
+            dropout_offset: 0,
+        }
     }
 }
 
 /// A checked call.
-struct Plan {
+pub(super) struct Plan {
     /// Cache row (or sequence of the page table) of each sequence.
     rows: Vec<usize>,
     /// Rows in use before the call.
-    used: Vec<usize>,
+    pub used: Vec<usize>,
     leftpad: Vec<usize>,
     /// Page table as indices.
-    pages: Option<Vec<i32>>,
-    per_sequence: usize,
-    page_size: usize,
-    new: usize,
+    pub pages: Option<Vec<i32>>,
+    pub per_sequence: usize,
+    pub page_size: usize,
+    pub new: usize,
 }
 
 /// Appends `new`, then attends: q (batch, q_len, heads, head_dim) -> `(out, lse)`.
@@ -121,6 +136,9 @@ pub fn attention_kvcache(
     options: &CacheOptions,
 ) -> Result<(Tensor, Tensor)> {
     let plan = Plan::new(q, cache, new, options)?;
+    if q.device().is_cuda() {
+        return on_cuda(&plan, q, cache, new, options);
+    }
     let mut q = readable(q)?;
     let mut new_k = new.map(|new| new.k.detach());
     if let Some(rotary) = &options.rotary {
@@ -146,6 +164,10 @@ pub fn attention_kvcache(
             // SAFETY: as above.
             unsafe { forward::forward(p, i, o) }
         }),
+        DType::F16 => plan.attend::<f16, f32>(&q, cache, options, |p, i, o| {
+            // SAFETY: as above.
+            unsafe { forward::forward(p, i, o) }
+        }),
         _ => plan.attend::<bf16, f32>(&q, cache, options, |p, i, o| {
             // SAFETY: as above.
             unsafe { forward::forward(p, i, o) }
@@ -154,7 +176,61 @@ pub fn attention_kvcache(
     attend(q.dtype())
 }
 
+/// The call on a GPU: rotation by the rotary operator, the rest by `cuda/cache.rs`.
+fn on_cuda(
+    plan: &Plan,
+    q: &Tensor,
+    cache: &mut KvCache,
+    new: Option<NewKeys>,
+    options: &CacheOptions,
+) -> Result<(Tensor, Tensor)> {
+    cache::check_device(q, cache)?;
+    let (mut q, mut k_new) = (q.detach(), new.map(|new| new.k.detach()));
+    if let Some(rotary) = &options.rotary {
+        let window = options.window();
+        let moves = window.left.is_some() || window.right.is_some();
+        q = plan.rotated(&q, rotary, moves)?;
+        k_new = k_new.map(|k| plan.rotated(&k, rotary, true)).transpose()?;
+    }
+    let new = match (&k_new, new) {
+        (Some(k), Some(new)) => Some(NewKeys { k, v: new.v }),
+        _ => None,
+    };
+    let call = cache::Call::new(plan, options, &q, cache)?;
+    if let Some(new) = new {
+        call.append(cache, new)?;
+    }
+    call.attend(&q, cache, new)
+}
+
+impl KvCache {
+    /// Appends new rows behind those in use and does nothing else; `options` says where sequences lie.
+    ///
+    /// # Errors
+    /// As [`attention_kvcache`].
+    pub fn append(&mut self, new: NewKeys, options: &CacheOptions) -> Result<()> {
+        let plan = Plan::new(new.k, self, Some(new), options)?;
+        if new.k.device().is_cuda() {
+            cache::check_device(new.k, self)?;
+            return cache::Call::new(&plan, options, new.k, self)?.append(self, new);
+        }
+        plan.append(&mut self.k, new.k)?;
+        plan.append(&mut self.v, new.v)
+    }
+}
+
 impl Plan {
+    /// Rows (batch, rows, heads, dim) on a GPU, turned to their positions behind those in use.
+    fn rotated(&self, x: &Tensor, rotary: &Rotary, moves: bool) -> Result<Tensor> {
+        let rows = x.dims()[1];
+        let step = |row: usize| if moves { row } else { 0 };
+        let all = self.used.iter().flat_map(|&used| (0..rows).map(move |row| used + step(row)));
+        let all: Vec<i64> = all.map(|position| position as i64).collect();
+        let at = list(&all, &x.device())?.reshape([self.used.len(), rows])?;
+        let (cos, sin) = (rotary.cos.to_device(&x.device())?, rotary.sin.to_device(&x.device())?);
+        rotate(x, (&cos, &sin), Positions::At(&at), rotary.interleaved)
+    }
+
     fn new(
         q: &Tensor,
         cache: &KvCache,
@@ -166,9 +242,6 @@ impl Plan {
             let expected = "[batch, q_len, heads, head_dim], and four axes of the cache too";
             return Err(Error::shape(OP, "q", q.shape(), expected));
         }
-        if q.device().is_cuda() {
-            return Err(Error::not_on_cuda(OP, "this operator"));
-        }
         let batch = q.dims()[0];
         // The cache has its own first axis; everything else must agree as in plain attention.
         let pool =
@@ -176,7 +249,7 @@ impl Plan {
         if v.dims()[0] != k.dims()[0] {
             return Err(Error::shape(OP, "v_cache", v.shape(), "as many rows as k_cache"));
         }
-        check_attributes(OP, &attributes(options))?;
+        check_attributes(OP, &options.attributes())?;
         if options.num_splits > MAX_SPLITS {
             return Err(Error::argument(OP, "num_splits", options.num_splits, "0 to 256"));
         }
@@ -272,7 +345,7 @@ impl Plan {
     }
 
     /// Where row `row` of sequence `b` lies: (first axis, second axis).
-    fn position(&self, b: usize, row: usize) -> (usize, usize) {
+    pub fn position(&self, b: usize, row: usize) -> (usize, usize) {
         match &self.pages {
             Some(table) => {
                 let page = table[b * self.per_sequence + row / self.page_size];
@@ -288,6 +361,7 @@ impl Plan {
         match cache.dtype() {
             DType::F64 => self.append_typed::<f64>(cache, rows.as_slice()?),
             DType::F32 => self.append_typed::<f32>(cache, rows.as_slice()?),
+            DType::F16 => self.append_typed::<f16>(cache, rows.as_slice()?),
             _ => self.append_typed::<bf16>(cache, rows.as_slice()?),
         }
     }
@@ -361,7 +435,7 @@ impl Plan {
     }
 
     /// One entry per part and sequence; part `p` of sequence `b` writes batch entry `p * batch + b`.
-    fn sequences(&self, parts: usize, q_len: usize, heads: usize) -> Vec<Sequence> {
+    pub fn sequences(&self, parts: usize, q_len: usize, heads: usize) -> Vec<Sequence> {
         let batch = self.used.len();
         let longest = self.used.iter().max().map_or(0, |used| used + self.new);
         let grain = longest.div_ceil(parts).next_multiple_of(PART_GRAIN);
@@ -381,17 +455,5 @@ impl Plan {
             }
         };
         (0..parts * batch).map(entry).collect()
-    }
-}
-
-fn attributes(options: &CacheOptions) -> Attributes {
-    Attributes {
-        window: options.window(),
-        softmax_scale: options.softmax_scale,
-        softcap: options.softcap,
-        block_size: None,
-        p_drop: 0.0,
-        seed: 0,
-        dropout_offset: 0,
     }
 }

@@ -20,8 +20,9 @@
 //! query heads of a key head are neighbouring rows, so grouped heads share every loaded key. Results
 //! have the same bits at any thread count.
 //!
-//! On Hopper GPUs (`cuda.rs`) the same contract holds for bf16 and the options that are named there; the
-//! others are errors.
+//! On GPUs (`cuda.rs`) the same contract holds, for head dims up to 256. Hopper kernels serve what language
+//! models use; plain ones everything else. Products in eight
+//! bits are in `fp8/`.
 //!
 //! Not here: dropout and other options in the cache form ([`attention_kvcache`]), biases other than
 //! ALiBi.
@@ -36,6 +37,7 @@ mod dropout;
 #[cfg(target_arch = "x86_64")]
 mod few_rows;
 mod forward;
+pub mod fp8;
 mod gradient;
 mod kvcache;
 mod mask;
@@ -52,6 +54,7 @@ mod spec;
 mod tile_range;
 
 pub use combine::attention_combine;
+pub use fp8::{Fp8, Fp8Scales};
 pub use kvcache::{CacheOptions, KvCache, NewKeys, attention_kvcache};
 pub use options::AttentionOptions;
 pub use rotary::Rotary;
@@ -70,6 +73,9 @@ pub fn attention(
     v: &Tensor,
     options: &AttentionOptions,
 ) -> Result<(Tensor, Tensor)> {
+    if let Some(eight) = &options.fp8 {
+        return fp8::attention([q, k, v], eight, options);
+    }
     call([Some(q), Some(k), Some(v)], [None, None], options)
 }
 
@@ -84,6 +90,9 @@ pub fn attention_varlen(
     cu_seqlens_k: &Tensor,
     options: &AttentionOptions,
 ) -> Result<(Tensor, Tensor)> {
+    if options.fp8.is_some() {
+        return Err(Error::unsupported("attention", "fp8 with cu_seqlens", "use a dense batch"));
+    }
     call([Some(q), Some(k), Some(v)], [Some(cu_seqlens_q), Some(cu_seqlens_k)], options)
 }
 

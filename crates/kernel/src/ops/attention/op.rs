@@ -8,7 +8,7 @@ use danaus_runtime::threads::SharedMut;
 use danaus_tensor::{
     Backward, DType, Device, Element, Error, Inputs, Level, Meta, Op, Result, Tensor,
 };
-use half::bf16;
+use half::{bf16, f16};
 
 /// Attention with these attributes.
 pub(super) struct AttentionOp(pub Attributes);
@@ -45,6 +45,11 @@ impl Op for AttentionOp {
         true
     }
 
+    fn host_inputs(&self) -> &'static [usize] {
+        // Work lists are made from bounds and lengths on the host.
+        &[prepare::CU_SEQLENS_Q, prepare::CU_SEQLENS_K, prepare::Q_LENS, prepare::K_LENS]
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let prepared = Prepared::new(inputs, self.0)?;
         if outputs.first().is_some_and(|out| out.device().is_cuda()) {
@@ -71,6 +76,11 @@ impl Op for AttentionOp {
                         forward::forward(p, i, o)
                     })
                 }
+                DType::F16 => {
+                    run::<f16, f32>(&problem, &qkv, outputs, (fill, stride), |p, i, o| {
+                        forward::forward(p, i, o)
+                    })
+                }
                 _ => run::<bf16, f32>(&problem, &qkv, outputs, (fill, stride), |p, i, o| {
                     forward::forward(p, i, o)
                 }),
@@ -82,10 +92,7 @@ impl Op for AttentionOp {
         let inputs: Vec<Option<&Tensor>> = ctx.inputs.iter().map(Option::as_ref).collect();
         let prepared = Prepared::new(&inputs, self.0)?;
         if ctx.input(prepare::Q)?.device().is_cuda() {
-            let mut grads = vec![None; prepare::INPUTS];
-            let found = cuda::backward(ctx, &prepared)?.map(Some);
-            grads[..=prepare::V].clone_from_slice(&found);
-            return Ok(grads);
+            return cuda::backward(ctx, &prepared);
         }
         // SAFETY: `Prepared` checked every row against the shapes.
         unsafe {
@@ -94,6 +101,9 @@ impl Op for AttentionOp {
                     reference::backward(p, i, c, g);
                 }),
                 DType::F32 => pull::<f32, f32>(ctx, &prepared, |p, i, c, g| {
+                    backward::backward(p, i, c, g);
+                }),
+                DType::F16 => pull::<f16, f32>(ctx, &prepared, |p, i, c, g| {
                     backward::backward(p, i, c, g);
                 }),
                 _ => pull::<bf16, f32>(ctx, &prepared, |p, i, c, g| {

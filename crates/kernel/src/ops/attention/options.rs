@@ -1,5 +1,6 @@
 //! Options of attention, and their plain part that the operator keeps.
 
+use super::fp8::Fp8;
 use super::tile_range::Window;
 use danaus_tensor::Tensor;
 
@@ -40,6 +41,8 @@ pub struct AttentionOptions {
     pub seed: u64,
     /// Distinguishes dropout masks of the same seed, e.g. the training step.
     pub dropout_offset: u32,
+    /// Products in eight-bit floats, forward only; `None` is off.
+    pub fp8: Option<Fp8>,
 }
 
 /// The options that are plain values.

@@ -8,7 +8,7 @@
 
 use super::mask::PANEL;
 use danaus_runtime::simd::{Lane, has_bf16_dot};
-use half::bf16;
+use half::{bf16, f16};
 
 /// Element types of the CPU kernels.
 pub trait Element: Lane {
@@ -31,6 +31,14 @@ impl Element for bf16 {
     #[inline(always)]
     fn bf16_bits(self) -> u32 {
         u32::from(self.to_bits())
+    }
+}
+
+impl Element for f16 {
+    const IS_BF16: bool = false;
+    #[inline(always)]
+    fn bf16_bits(self) -> u32 {
+        u32::from(bf16::from_f32(self.to_f32()).to_bits())
     }
 }
 

@@ -56,12 +56,15 @@ pub(super) struct Sizes {
 /// A checked call. Small inputs are copied; masks are held as contiguous bytes.
 pub(super) struct Prepared {
     pub sizes: Sizes,
-    sequences: Vec<Sequence>,
-    attributes: Attributes,
+    pub sequences: Vec<Sequence>,
+    pub attributes: Attributes,
+    /// Read on the processor only; GPU kernels take the tensors.
     alibi: Option<Slopes>,
     sinks: Option<Vec<f64>>,
-    block_mask: Option<Tensor>,
-    keep: Option<Tensor>,
+    /// Whether biases or sinks were given.
+    pub has_biases: bool,
+    pub block_mask: Option<Tensor>,
+    pub keep: Option<Tensor>,
     /// Whether every query row belongs to a sequence.
     pub covers_queries: bool,
     /// Whether sequences use only a prefix of their rows.
@@ -122,12 +125,15 @@ fn bounds(name: &'static str, tensor: &Tensor, total: usize) -> Result<Vec<usize
     Ok(values.iter().map(|&value| value as usize).collect())
 }
 
-/// f64 values of a small floating-point tensor.
-fn floats(name: &'static str, tensor: &Tensor) -> Result<Vec<f64>> {
+/// f64 values of a small floating-point tensor; `None` where they lie on a GPU and stay there.
+fn floats(name: &'static str, tensor: &Tensor) -> Result<Option<Vec<f64>>> {
     if !tensor.dtype().is_float() {
         return Err(Error::dtype(OP, name, tensor.dtype(), "a floating-point dtype"));
     }
-    tensor.detach().to_dtype(DType::F64)?.to_vec::<f64>()
+    if tensor.device().is_cuda() {
+        return Ok(None);
+    }
+    tensor.detach().to_dtype(DType::F64)?.to_vec::<f64>().map(Some)
 }
 
 /// A mask as contiguous bytes.
@@ -140,8 +146,8 @@ fn bytes(name: &'static str, tensor: &Tensor) -> Result<Tensor> {
 
 /// Checks the shapes and dtypes of q, k, v.
 pub(super) fn sizes(op: &'static str, [q, k, v]: [&Tensor; 3], packed: bool) -> Result<Sizes> {
-    if !matches!(q.dtype(), DType::F64 | DType::F32 | DType::BF16) {
-        return Err(Error::dtype(op, "q", q.dtype(), "f64, f32 or bf16; cast with to_dtype"));
+    if !matches!(q.dtype(), DType::F64 | DType::F32 | DType::BF16 | DType::F16) {
+        return Err(Error::dtype(op, "q", q.dtype(), "f64, f32, bf16 or f16; cast with to_dtype"));
     }
     for (name, tensor) in [("k", k), ("v", v)] {
         if tensor.dtype() != q.dtype() {
@@ -229,6 +235,7 @@ impl Prepared {
             uses_lengths: [Q_LENS, K_LENS].iter().any(|&p| optional(inputs, p).is_some()),
             alibi: None,
             sinks: None,
+            has_biases: [ALIBI_SLOPES, SINKS].iter().any(|&p| optional(inputs, p).is_some()),
             block_mask: None,
             keep: None,
         };
@@ -262,14 +269,15 @@ impl Prepared {
                 let expected = format!("[{heads}] or [{batch}, {heads}]");
                 return Err(Error::shape(OP, "alibi_slopes", tensor.shape(), expected));
             }
-            let values = floats("alibi_slopes", tensor)?;
-            self.alibi = Some(Slopes { values, per_batch });
+            if let Some(values) = floats("alibi_slopes", tensor)? {
+                self.alibi = Some(Slopes { values, per_batch });
+            }
         }
         if let Some(tensor) = optional(inputs, SINKS) {
             if tensor.dims() != [heads] {
                 return Err(Error::shape(OP, "sinks", tensor.shape(), format!("[{heads}]")));
             }
-            self.sinks = Some(floats("sinks", tensor)?);
+            self.sinks = floats("sinks", tensor)?;
         }
         Ok(())
     }

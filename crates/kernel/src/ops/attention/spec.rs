@@ -1,8 +1,8 @@
 //! The operators as seen by the operator runner.
 
 use super::{
-    AttentionOptions, CacheOptions, KvCache, NewKeys, Rotary, attention, attention_combine,
-    attention_kvcache, attention_varlen,
+    AttentionOptions, CacheOptions, Fp8, Fp8Scales, KvCache, NewKeys, Rotary, attention,
+    attention_combine, attention_kvcache, attention_varlen,
 };
 use danaus_tensor::registry::{Arg, Args, Attr, Kind, OpSpec};
 use danaus_tensor::{DType, Error, Result, Tensor};
@@ -11,6 +11,11 @@ const MASK: &[DType] = &[DType::U8, DType::Bool];
 
 const fn mask(name: &'static str, shape: &'static str) -> Arg {
     Arg { name, shape, dtypes: MASK, optional: true }
+}
+
+const fn operand(name: &'static str, shape: &'static str) -> Arg {
+    const FLOATS: &[DType] = &[DType::F64, DType::F32, DType::BF16, DType::F16];
+    Arg { name, shape, dtypes: FLOATS, optional: false }
 }
 
 const CAUSAL: Attr = Attr::new("causal", Kind::Bool, "false", "hide keys right of the diagonal");
@@ -30,9 +35,9 @@ const ATTENTION: OpSpec = OpSpec {
     name: "attention",
     summary: "softmax attention, dense or packed; causal, windows, biases, block masks, dropout",
     inputs: &[
-        Arg::float("q", "batch q_len heads head_dim | total_q heads head_dim"),
-        Arg::float("k", "batch k_len kv_heads head_dim | total_k kv_heads head_dim"),
-        Arg::float("v", "batch k_len kv_heads value_dim | total_k kv_heads value_dim"),
+        operand("q", "batch q_len heads head_dim | total_q heads head_dim"),
+        operand("k", "batch k_len kv_heads head_dim | total_k kv_heads head_dim"),
+        operand("v", "batch k_len kv_heads value_dim | total_k kv_heads value_dim"),
         Arg::int("cu_seqlens_q", "batch+1").optional(),
         Arg::int("cu_seqlens_k", "batch+1").optional(),
         Arg::float("alibi_slopes", "heads | batch heads").optional(),
@@ -41,6 +46,7 @@ const ATTENTION: OpSpec = OpSpec {
         mask("keep", "batch heads q_len k_len"),
         Arg::int("q_lens", "batch").optional(),
         Arg::int("k_lens", "batch").optional(),
+        Arg::float("fp8_signs", "head_dim").optional(),
     ],
     attributes: &[
         CAUSAL,
@@ -52,6 +58,13 @@ const ATTENTION: OpSpec = OpSpec {
         Attr::new("p_drop", Kind::Float, "0", "drop probability in [0, 1)"),
         Attr::new("seed", Kind::Int, "0", "seed of the dropout mask"),
         Attr::new("dropout_offset", Kind::Int, "0", "first counter word of the dropout mask"),
+        Attr::new("fp8", Kind::Text, "", "products in e4m3: tile (a scale a tile) or head"),
+        Attr::new(
+            "fp8_tile",
+            Kind::Ints,
+            "",
+            "rows of a tile of q and of k; absent is the kernels'",
+        ),
     ],
     outputs: &["out", "lse"],
     call: call_attention,
@@ -121,6 +134,35 @@ fn softcap(args: &Args) -> Result<Option<f64>> {
     Ok(args.float("softcap")?.filter(|&cap| cap != 0.0))
 }
 
+/// Products in eight bits; rotated when signs are given.
+fn fp8(op: &'static str, args: &Args) -> Result<Option<Fp8>> {
+    let (signs, tile) = (args.optional("fp8_signs").cloned(), args.ints("fp8_tile")?);
+    let scales = match args.text("fp8") {
+        Some("tile") => Fp8Scales::Tile,
+        Some("head") => Fp8Scales::Head,
+        Some(other) => return Err(Error::argument(op, "fp8", other, "tile, head")),
+        None if signs.is_some() || tile.is_some() => {
+            return Err(Error::argument(
+                op,
+                "fp8",
+                "missing",
+                "tile or head, with fp8_signs or fp8_tile",
+            ));
+        }
+        None => return Ok(None),
+    };
+    let tile = match tile.as_deref() {
+        None => None,
+        Some(&[q, k]) => {
+            Some([count(op, "fp8_tile", q, "1 or more")?, count(op, "fp8_tile", k, "1 or more")?])
+        }
+        Some(other) => {
+            return Err(Error::argument(op, "fp8_tile", format!("{other:?}"), "two numbers"));
+        }
+    };
+    Ok(Some(Fp8 { scales, signs, tile }))
+}
+
 fn call_attention(args: &Args) -> Result<Vec<Option<Tensor>>> {
     let op = "attention";
     let offset = args.int("dropout_offset")?.unwrap_or(0);
@@ -143,6 +185,7 @@ fn call_attention(args: &Args) -> Result<Vec<Option<Tensor>>> {
         dropout_offset: u32::try_from(offset).map_err(|_| {
             Error::argument(op, "dropout_offset", offset, "a 32-bit unsigned number")
         })?,
+        fp8: fp8(op, args)?,
     };
     let [q, k, v] = [args.input("q")?, args.input("k")?, args.input("v")?];
     let bounds = (args.optional("cu_seqlens_q"), args.optional("cu_seqlens_k"));

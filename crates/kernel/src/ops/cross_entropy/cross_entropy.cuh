@@ -1,9 +1,11 @@
-// Softmax cross-entropy: one block a token. Constant: ELEMENT, the type of the logits.
+// Softmax cross-entropy: one block a token. Constants: ELEMENT, the type of the logits; GRADIENT, that of
+// their gradient.
 #pragma once
 #include "block.cuh"
 #include "fault.cuh"
 
 typedef ELEMENT T;
+typedef GRADIENT G;
 typedef typename Accumulator<T>::type A;
 
 struct Loss {
@@ -73,18 +75,18 @@ forward(const T* __restrict__ logits, const i64* __restrict__ targets, A* __rest
 
 extern "C" __global__ void __launch_bounds__(256, 4)
 backward(const T* __restrict__ logits, const i64* __restrict__ targets, const A* __restrict__ lse,
-         const A* __restrict__ dloss, const A* __restrict__ dlse, T* __restrict__ dlogits,
+         const A* __restrict__ dloss, const A* __restrict__ dlse, G* __restrict__ dlogits,
          const Loss args) {
     const i64 token = blockIdx.x, target = targets[token];
     const bool counted = target != args.ignore;
     const A g = counted ? dloss[token] : (A)0, log_sum = lse[token];
-    const A slope = g * ((A)1 + (A)(2.0 * args.z_loss) * log_sum) + dlse[token];
+    const A slope = g * ((A)1 + (A)(2.0 * args.z_loss) * log_sum) + (dlse ? dlse[token] : (A)0);
     const A share = g * (A)(args.smoothing / args.vocab), hit = g * (A)(1.0 - args.smoothing);
     const T* z = logits + token * args.vocab;
-    T* dz = dlogits + token * args.vocab;
+    G* dz = dlogits + token * args.vocab;
     for (int i = threadIdx.x; i < args.vocab; i += 256) {
         A d = slope * exp(Cast<A, T>::of(z[i]) - log_sum) - share;
         if (counted && i == target) d -= hit;
-        dz[i] = Cast<T, A>::of(d);
+        dz[i] = Cast<G, A>::of(d);
     }
 }

@@ -8,6 +8,7 @@
 //! offered here. Logits and their gradient are f32 also for bf16 inputs (f64 for f64).
 
 use super::cpu::{self, Backward as Cotangents};
+use super::cuda;
 use super::{ATTRIBUTES, CrossEntropy, Options, Reduction, options, reference};
 use crate::hook::{self, check_dtype, check_float, check_shape, dense, listed, required};
 use danaus_runtime::pool::Scratch;
@@ -15,6 +16,7 @@ use danaus_tensor::gemm::{self, Mat, MatMut, Output, Times};
 use danaus_tensor::registry::{Arg, OpSpec};
 use danaus_tensor::{
     Backward, DType, Element, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply, is_recording,
+    no_grad,
 };
 
 const NAME: &str = "linear_cross_entropy";
@@ -62,7 +64,11 @@ impl Op for Fused {
         }
         check_shape(NAME, "targets", targets, &x.dims()[..x.rank() - 1])?;
         self.options.check(NAME)?;
-        self.options.targets(NAME, targets, weight.dims()[0])?;
+        if targets.device().is_cuda() {
+            hook::check_index(NAME, "targets", targets)?;
+        } else {
+            self.options.targets(NAME, targets, weight.dims()[0])?;
+        }
         if self.options.reduction == Reduction::None {
             let remedy = "use linear and cross_entropy one after the other";
             return Err(Error::unsupported(NAME, "reduction none", remedy));
@@ -84,13 +90,21 @@ impl Op for Fused {
         Saves::none().and_outputs(&[1, 2])
     }
 
+    fn on_cuda(&self) -> bool {
+        true
+    }
+
     fn run(&self, inputs: Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = dense(required(NAME, inputs, 0, "x")?)?;
         let weight = dense(required(NAME, inputs, 1, "weight")?)?;
         let targets = required(NAME, inputs, 2, "targets")?;
-        let targets = self.options.targets(NAME, targets, weight.dims()[0])?;
         let (loss, grads) = outputs.split_at_mut(1);
         let loss = &mut loss[0];
+        if x.device().is_cuda() {
+            let inputs = [&x, &weight, targets];
+            return no_grad(|| cuda::linear(&self.options, inputs, loss, grads));
+        }
+        let targets = self.options.targets(NAME, targets, weight.dims()[0])?;
         match x.dtype() {
             DType::F32 => run::<f32, f32>(&self.options, (&x, &weight, &targets), loss, grads),
             DType::F64 => run::<f64, f64>(&self.options, (&x, &weight, &targets), loss, grads),
@@ -103,6 +117,16 @@ impl Op for Fused {
 
     fn backward(&self, ctx: &Backward) -> Result<Vec<Option<Tensor>>> {
         let Some(dloss) = &ctx.grads[0] else { return Ok(vec![None, None, None]) };
+        if dloss.device().is_cuda() {
+            // The factor stays where it is: reading it would wait for the device.
+            let scaled = |position: usize| {
+                let grad = ctx.output(position)?.detach();
+                let wide = grad.dtype().accumulator();
+                let factor = dloss.detach().to_dtype(wide)?;
+                no_grad(|| grad.to_dtype(wide)?.mul(&factor)?.to_dtype(grad.dtype()))
+            };
+            return Ok(vec![Some(scaled(1)?), Some(scaled(2)?), None]);
+        }
         let factor = dloss.to_scalar()?;
         let scaled = |position: usize| {
             let grad = ctx.output(position)?.detach();

@@ -22,6 +22,7 @@ use crate::hook::{
     self, check_float, check_shape, dense, dense_as, empty_like, indices, integers, listed,
     match_float, required,
 };
+use crate::lists::list;
 use danaus_tensor::registry::{Arg, Attr, Kind, OpSpec};
 use danaus_tensor::{Backward, Device, Error, Inputs, Meta, Op, Result, Saves, Tensor, apply};
 
@@ -191,7 +192,7 @@ impl Rotary {
             Some(_) => {
                 let positions = self.positions(x.dims(), cos.dims()[0], None, ends)?;
                 let positions: Vec<i64> = positions.into_iter().map(i64::from).collect();
-                Some(Tensor::from_vec(positions, [x.dims()[0]], &x.device())?)
+                Some(list(&positions, &x.device())?)
             }
             None => None,
         };

@@ -105,6 +105,7 @@ type Documents = Vec<Vec<u8>>;
 /// When there is no data, the folder cannot be written, or training fails.
 pub fn run(request: &LmRun, watcher: &mut dyn Watcher, stop: &AtomicBool) -> Result<Outcome> {
     // What can be refused at once is refused before minutes go into reading data.
+    request.compute.device.open()?;
     request.config.validate()?;
     model_config(&request.model, 0)?;
     trainer::check_folder(&request.out, request.start)?;
@@ -228,7 +229,7 @@ fn check_sizes(config: &Config, request: &LmRun) -> Result<()> {
     let terms = config.training_bytes(tokens, request.compute.recompute)?;
     let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
     let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
-    guard::check_memory(&terms, guard::available_memory())
+    guard::check_memory(&terms, guard::available_memory(&request.compute.device)?)
 }
 
 fn finish(
@@ -288,6 +289,7 @@ fn settings(request: &LmRun, task: &LanguageModelling<Decoder>) -> Vec<(String, 
         row("schedule", schedule),
         row("micro-batches", request.config.micro_batches.to_string()),
         row("arithmetic", dtype),
+        row("device", request.compute.device.to_string()),
         row("seed", request.config.seed.to_string()),
     ];
     rows.extend(report::machine());

@@ -199,7 +199,7 @@ fn hybrid(seed: u64, dtype: DType) -> LanguageModelling<Decoder> {
         let mut config = presets::quickstart(vocab_size);
         config.d_model = 64;
         config.layers = "MA".into();
-        Decoder::init(&config, seed, Compute { dtype, ..Compute::default() }).unwrap()
+        Decoder::init(&config, seed, Compute::new(dtype)).unwrap()
     })
 }
 
@@ -235,7 +235,7 @@ fn a_decoder_resumes_with_the_same_bits() {
         assert_eq!(first.validation, second.validation);
         assert_eq!(first.samples, second.samples);
 
-        let loaded = Model::load(&folder, Compute { dtype, ..Compute::default() }).unwrap();
+        let loaded = Model::load(&folder, Compute::new(dtype)).unwrap();
         assert_eq!(loaded.tokenizer().unwrap().digest(), one.data.tokenizer.digest());
         let again = task_of(|_| loaded.decoder);
         assert_eq!(again.evaluate(None).unwrap(), first.validation);

@@ -113,7 +113,7 @@ fn check_memory(config: &Config, request: &RecallRun) -> Result<()> {
     let terms = config.training_bytes(tokens, request.compute.recompute)?;
     let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
     let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
-    guard::check_memory(&terms, guard::available_memory())
+    guard::check_memory(&terms, guard::available_memory(&request.compute.device)?)
 }
 
 fn write_scores(request: &RecallRun, scores: &[(usize, Score)], summary: &Summary) -> Result<()> {

@@ -67,8 +67,20 @@ pub struct BackwardParams {
     pub dv: Rows,
 }
 
+/// Of the kernels for head dims beyond 128.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct WideParams {
+    pub base: BackwardParams,
+    pub query_schedule: Schedule,
+}
+
+// SAFETY: plain fields in the order of the kernel's struct.
+unsafe impl Argument for Rows {}
 // SAFETY: plain fields in the order of the kernel's struct; the padding after `Schedule::section` is
 // that of the C++ struct and never read.
 unsafe impl Argument for ForwardParams {}
 // SAFETY: as above.
 unsafe impl Argument for BackwardParams {}
+// SAFETY: as above.
+unsafe impl Argument for WideParams {}

@@ -74,9 +74,9 @@ fn bounds_and_dtypes_are_checked() {
         assert!(found.contains("valid is a non-decreasing list from 0 to at most 6"), "{found}");
     }
     assert!(run(vec![0, 0, 6]).is_ok());
-    let half = randn(1, &[1, 5, 2, 8], DType::F16);
-    let found = attention(&half, &half, &half, &AttentionOptions::default()).unwrap_err();
-    assert!(found.to_string().contains("q has dtype f16, expected f64, f32 or bf16"));
+    let whole = randn(1, &[1, 5, 2, 8], DType::F32).to_dtype(DType::I32).unwrap();
+    let found = attention(&whole, &whole, &whole, &AttentionOptions::default()).unwrap_err();
+    assert!(found.to_string().contains("q has dtype i32, expected f64, f32, bf16 or f16"));
 }
 
 #[test]

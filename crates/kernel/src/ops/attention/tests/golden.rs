@@ -110,6 +110,12 @@ fn golden_cases_in_bf16() {
     check_all(DType::BF16, 4e-2);
 }
 
+/// f16 rounds inputs to 11 bits, an eighth of bf16's error; P stays in f32.
+#[test]
+fn golden_cases_in_f16() {
+    check_all(DType::F16, 5e-3);
+}
+
 /// All options with a gradient at once, the log-sum-exp's cotangent and the sinks among them.
 #[test]
 fn gradients_match_differences() {

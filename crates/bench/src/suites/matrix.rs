@@ -1,0 +1,112 @@
+//! Structured weights of 4096 x 4096 on 256 rows, beside the dense matrix that they stand for.
+//!
+//! The operations are those of the structured product, so a dense matrix at the same rate would
+//! take `4096^2 / parameters` times as long. Peers compute the same product: a linear layer, and
+//! batched products with copies between them.
+
+use super::{Case, Work, randn};
+use crate::Result;
+use danaus_kernel::ops::kronecker_sparse::{butterfly, monarch};
+use danaus_kernel::ops::linear::{Extras, linear};
+use danaus_tensor::{DType, Tensor, backward_with, no_grad};
+
+const SIZE: usize = 4096;
+const BATCH: usize = 256;
+
+/// How the weight is stored.
+#[derive(Clone, Copy)]
+enum Weight {
+    Dense,
+    /// This many blocks in both factors.
+    Monarch(usize),
+    /// One product of twelve factors.
+    Butterfly,
+}
+
+impl Weight {
+    const fn parameters(self) -> usize {
+        match self {
+            Weight::Dense => SIZE * SIZE,
+            Weight::Monarch(blocks) => 2 * SIZE * SIZE / blocks,
+            Weight::Butterfly => 2 * SIZE * SIZE.trailing_zeros() as usize,
+        }
+    }
+
+    /// The parameters with the variance of a layer that keeps that of its input.
+    fn make(self, dtype: DType) -> Result<Vec<Tensor>> {
+        let scaled = |seed: u64, shape: &[usize], fan: usize| -> Result<Tensor> {
+            let values = randn(seed, shape, DType::F32)?.affine(1.0 / (fan as f64).sqrt(), 0.0)?;
+            Ok(values.to_dtype(dtype)?)
+        };
+        Ok(match self {
+            Weight::Dense => vec![scaled(1, &[SIZE, SIZE], SIZE)?],
+            Weight::Monarch(blocks) => {
+                let side = SIZE / blocks;
+                let factor = |seed| scaled(seed, &[blocks, side, side], side);
+                vec![factor(1)?, factor(2)?]
+            }
+            Weight::Butterfly => {
+                let factors = SIZE.trailing_zeros() as usize;
+                vec![scaled(1, &[1, 1, factors, SIZE / 2, 2, 2], 2)?]
+            }
+        })
+    }
+
+    fn apply(self, x: &Tensor, weights: &[Tensor]) -> Result<Tensor> {
+        Ok(match self {
+            Weight::Dense => linear(x, &weights[0], Extras::default())?,
+            Weight::Monarch(_) => monarch(x, &weights[0], &weights[1])?,
+            Weight::Butterfly => {
+                let x = x.reshape([BATCH, 1, SIZE])?;
+                butterfly(&x, &weights[0], true, SIZE)?.reshape([BATCH, SIZE])?
+            }
+        })
+    }
+}
+
+fn forward(weight: Weight, dtype: DType) -> Result<Work> {
+    let weights = weight.make(dtype)?;
+    let x = randn(3, &[BATCH, SIZE], dtype)?;
+    Ok(Box::new(move || no_grad(|| weight.apply(&x, &weights).map(drop))))
+}
+
+fn both(weight: Weight, dtype: DType) -> Result<Work> {
+    let weights: Vec<Tensor> = weight.make(dtype)?.iter().map(Tensor::tracked).collect();
+    let x = randn(3, &[BATCH, SIZE], dtype)?.tracked();
+    let dy = randn(4, &[BATCH, SIZE], dtype)?;
+    Ok(Box::new(move || {
+        let y = weight.apply(&x, &weights)?;
+        backward_with(&[(&y, &dy)])?;
+        Ok(())
+    }))
+}
+
+macro_rules! list {
+    ($($name:literal, $weight:expr, $dtype:ident, $run:ident $passes:literal;)*) => {
+        vec![$(Case {
+            name: $name,
+            what: concat!(stringify!($weight), " 4096, batch 256, ", stringify!($dtype), ", ", stringify!($run)),
+            flops: (2 * BATCH * $weight.parameters()) as f64 * $passes,
+            bytes: ((2 * BATCH * SIZE + $weight.parameters()) * DType::$dtype.size()) as f64,
+            make: || $run($weight, DType::$dtype),
+        }),*]
+    };
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    use Weight::{Butterfly, Dense, Monarch};
+    list! {
+        "matrix_dense_f32", Dense, F32, forward 1.0;
+        "matrix_monarch64_f32", Monarch(64), F32, forward 1.0;
+        "matrix_monarch4_f32", Monarch(4), F32, forward 1.0;
+        "matrix_butterfly_f32", Butterfly, F32, forward 1.0;
+        "matrix_dense_bf16", Dense, BF16, forward 1.0;
+        "matrix_monarch64_bf16", Monarch(64), BF16, forward 1.0;
+        "matrix_monarch4_bf16", Monarch(4), BF16, forward 1.0;
+        "matrix_butterfly_bf16", Butterfly, BF16, forward 1.0;
+        "matrix_dense_f32_both", Dense, F32, both 3.0;
+        "matrix_monarch64_f32_both", Monarch(64), F32, both 3.0;
+        "matrix_monarch4_f32_both", Monarch(4), F32, both 3.0;
+        "matrix_butterfly_f32_both", Butterfly, F32, both 3.0;
+    }
+}
