@@ -226,6 +226,14 @@ impl<T: Copy + Default> Scratch<T> {
     /// When the system has no memory left, as any allocation of the standard library does. Operators
     /// report their workspace beforehand, so that a run is refused before it gets here.
     pub fn new(len: usize) -> Self {
+        Self::from_fn(len, |_| T::default())
+    }
+
+    /// `len` elements, each from its index.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn from_fn(len: usize, element: impl Fn(usize) -> T) -> Self {
         let bytes = len.checked_mul(size_of::<T>());
         let buffer = bytes.and_then(Buffer::uninit);
         let Some(buffer) = buffer else {
@@ -234,7 +242,7 @@ impl<T: Copy + Default> Scratch<T> {
         let start = buffer.as_ptr().cast::<T>();
         for index in 0..len {
             // SAFETY: the buffer holds `len` elements and is aligned to 64 bytes.
-            unsafe { start.add(index).write(T::default()) };
+            unsafe { start.add(index).write(element(index)) };
         }
         Self { buffer, len, marker: std::marker::PhantomData }
     }

@@ -127,8 +127,7 @@ impl Bench {
         let keys = |seed| self.random(seed, &[batch, len, d_state], DType::BF16);
         let (b, c) = (keys(4)?, keys(5)?);
         let leaves = [u, delta, a, b, c].map(|tensor| tensor.tracked());
-        let options =
-            ScanOptions { delta_softplus: true, channel_last: true, ..ScanOptions::default() };
+        let options = ScanOptions { delta_softplus: true, channel_last: true };
         let run = || {
             let [u, delta, a, b, c] = &leaves;
             selective_scan(&ScanInputs::new(u, delta, a, b, c), &options)

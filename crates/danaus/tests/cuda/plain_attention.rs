@@ -65,15 +65,15 @@ fn every_option() {
             let alibi_slopes = Some(t[3].detach());
             both(t, &AttentionOptions { alibi_slopes, ..AttentionOptions::causal() })
         });
-        check(&format!("sinks {dtype}"), &with(&[randn(4, &[4], DType::F32)]), |t| {
+        check(&format!("sinks {dtype}"), &with(&[randn(4, &[4], dtype)]), |t| {
             both(t, &AttentionOptions { sinks: Some(t[3].clone()), ..AttentionOptions::causal() })
         });
-        check(&format!("blocks {dtype}"), &with(&[blocks.clone()]), |t| {
+        check(&format!("blocks {dtype}"), &with(std::slice::from_ref(&blocks)), |t| {
             let block_mask = Some(t[3].clone());
             let block_size = Some(16);
             both(t, &AttentionOptions { block_mask, block_size, ..AttentionOptions::causal() })
         });
-        check(&format!("keep {dtype}"), &with(&[keep.clone()]), |t| {
+        check(&format!("keep {dtype}"), &with(std::slice::from_ref(&keep)), |t| {
             let keep = Some(t[3].clone());
             both(t, &AttentionOptions { keep, p_drop: 0.4, ..AttentionOptions::default() })
         });
@@ -93,7 +93,7 @@ fn packed_sequences_with_biases() {
             randn(1, &[155, 4, 80], dtype),
             randn(2, &[190, 2, 80], dtype),
             randn(3, &[190, 2, 80], dtype),
-            randn(4, &[4], DType::F32),
+            randn(4, &[4], dtype),
         ];
         // Bounds may stay on the host.
         check(&format!("packed, plain, {dtype}"), &inputs, |t| {

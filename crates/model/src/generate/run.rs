@@ -425,15 +425,16 @@ fn choices(
     let width = logits.dims()[1];
     let row = |index: usize, known: usize| -> Result<Scratch<f64>> {
         let range = index * width..index * width + known.min(width);
-        let mut row = Scratch::new(range.len());
-        match wide {
-            DType::F64 => row.copy_from_slice(&logits.as_slice::<f64>()?[range]),
-            _ => {
-                let narrow = &logits.as_slice::<f32>()?[range];
-                row.iter_mut().zip(narrow).for_each(|(to, from)| *to = f64::from(*from));
+        Ok(match wide {
+            DType::F64 => {
+                let row = &logits.as_slice::<f64>()?[range];
+                Scratch::from_fn(row.len(), |id| row[id])
             }
-        }
-        Ok(row)
+            _ => {
+                let row = &logits.as_slice::<f32>()?[range];
+                Scratch::from_fn(row.len(), |id| f64::from(row[id]))
+            }
+        })
     };
     let choose = |index: usize| -> Result<Option<super::Choice>> {
         let sequence = &running[ready[index]];

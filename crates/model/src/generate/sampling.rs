@@ -172,8 +172,7 @@ impl Sampler {
         }
         // From the pool: several such buffers a step, freshly mapped each time, cost more page faults
         // than arithmetic.
-        let mut scores = Scratch::<f64>::new(logits.len());
-        scores.copy_from_slice(logits);
+        let mut scores = Scratch::from_fn(logits.len(), |id| logits[id]);
         self.score(&mut scores, banned);
         let uniform = || Rng::new(self.sampling.seed, self.stream).uniform_at(position);
         let token = match self.sampling.temperature {

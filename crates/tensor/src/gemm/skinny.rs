@@ -2,15 +2,18 @@
 //! `[out, in]`), with AVX-512.
 //!
 //! Such a product reads the matrix once, so packing it would cost more than the arithmetic. Sixteen
-//! columns by four units of k are loaded, transposed in registers and multiplied at once. The sums
+//! columns by sixteen units of k are loaded, transposed in registers and multiplied at once. The sums
 //! run over k one by one as in the register tiles, not in lanes along k as a dot product would, so
-//! the bits are those of the general path. bf16 beside f32 is transposed in pairs and widened
-//! afterwards; f16 is widened first, at half the bytes a shuffle.
+//! the bits are those of the general path. It takes 64 shuffles for 1 KiB of matrix: with one a
+//! cycle, 16 bytes a cycle, more than memory delivers. bf16 beside f32 is transposed in pairs and
+//! widened afterwards; f16 is widened first, at half the bytes a shuffle.
 //!
-//! Four units at a time: sixteen columns go to four registers by loads of 16 bytes, and eight shuffles
-//! make four units of them, few enough that the next ones start while the last are being multiplied.
-//! Whole lines of sixteen units took 64 shuffles before up to 256 multiplications, more than the
-//! processor looks ahead, so that one waited for the other.
+//! With more than four rows the transposition goes by four units: sixteen columns come to four registers
+//! by loads of 16 bytes, and eight shuffles make four units of them, few enough that the next ones start
+//! while the last are being multiplied; 64 shuffles before 256 multiplications are more than the
+//! processor looks ahead. Matrices of a 130M model times rows, bf16 beside f32, best of 15, before and
+//! after: 8 rows 13.2 and 12.3 ms, but 4 rows 9.3 and 10.0, 1 row 8.6 and 9.1 (four times the loads), so
+//! that fewer rows keep whole lines.
 
 use std::arch::x86_64::*;
 
@@ -156,6 +159,9 @@ impl Units for Pair {
     }
 }
 
+/// Rows up to which sixteen units are transposed at once, by whole lines.
+const LINES_UP_TO: usize = 4;
+
 /// Bytes that a column is fetched ahead: the stream of each column is short for the hardware.
 const AHEAD: usize = 512;
 
@@ -179,7 +185,12 @@ unsafe fn sixteen<U: Units, const ROWS: usize>(request: &Skinny, start: usize) {
         let whole = if columns == COLUMNS { request.depth / per_block } else { 0 };
         for _ in 0..whole {
             let block = Block { a, a_step: request.a_step, b, column_bytes: request.column_bytes };
-            block.multiply_whole::<U, ROWS>(&mut sums);
+            if ROWS > LINES_UP_TO {
+                block.multiply_whole::<U, ROWS>(&mut sums);
+            } else {
+                // Constant limits: the loads of the next block start before the sums of this one end.
+                block.multiply::<U, ROWS>((COLUMNS, per_block), &mut sums);
+            }
             a = a.offset(per_block as isize * request.a_step);
             b = b.add(per_block * unit_bytes);
         }

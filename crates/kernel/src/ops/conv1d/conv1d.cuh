@@ -55,7 +55,8 @@ forward(const T* __restrict__ x, const A* __restrict__ weight, const A* __restri
 
 // The same for channels in whole 16-byte pieces: a thread computes kTile tokens of kPiece channels from
 // kTile + W - 1 pieces, all asked for before the first is used. Tiles that touch a run's start, where
-// inputs come from a state, take every number by itself.
+// inputs come from a state, take every number by itself. Two blocks a multiprocessor with 128 registers move
+// 82 % of what a copy does, one block with 150 registers 63 % (H100, width 4).
 constexpr int kPiece = 16 / sizeof(T), kTile = 8;
 
 struct alignas(16) Piece {
@@ -81,7 +82,7 @@ DEVICE void load_taps(A (&taps)[W], const A* row) {
     for (int w = 0; w < W; ++w) taps[w] = row[w];
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1)
+extern "C" __global__ void __launch_bounds__(256, 2)
 forward_tiles(const T* __restrict__ x, const A* __restrict__ weight, const A* __restrict__ bias,
               const A* __restrict__ states, const Run* __restrict__ runs, const int* __restrict__ run_of,
               T* __restrict__ y, const Shape s) {

@@ -45,7 +45,7 @@ struct Walk {
 impl Walk {
     fn of(step: &Step) -> Self {
         let blocks = step.blocks();
-        let (rows, cols, len) = (blocks.rows * blocks.d, blocks.cols * blocks.d, blocks.len());
+        let (rows, cols, len) = (blocks.rows * blocks.d, blocks.cols * blocks.d, blocks.elems());
         let along_a = [rows, cols, len * blocks.d];
         let along_d = [1, 1, len];
         match blocks.a <= blocks.d {

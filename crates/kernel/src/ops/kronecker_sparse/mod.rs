@@ -130,7 +130,7 @@ fn check(x: &Tensor, steps: &[Step], sources: &[&Tensor]) -> Result<()> {
         if step.cols() != features {
             let pattern = step.pattern;
             let valid = format!("one with {features} columns, to follow what is before it");
-            return Err(Error::argument(NAME, &format!("pattern {index}"), pattern, valid));
+            return Err(Error::argument(NAME, format!("pattern {index}"), pattern, valid));
         }
         features = step.rows();
         let Some(values) = sources.get(step.source) else {

@@ -154,14 +154,14 @@ pub struct Blocks {
 
 impl Blocks {
     /// Numbers of a block.
-    pub const fn len(&self) -> usize {
+    pub const fn elems(&self) -> usize {
         self.rows * self.cols
     }
 
     /// First row, first column and first value of block `g`.
     pub const fn start(&self, g: usize) -> (usize, usize, usize) {
         let (i, j) = (g / self.d, g % self.d);
-        (i * self.rows * self.d + j, i * self.cols * self.d + j, g * self.len())
+        (i * self.rows * self.d + j, i * self.cols * self.d + j, g * self.elems())
     }
 
     /// Number of blocks.

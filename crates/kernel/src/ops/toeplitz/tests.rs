@@ -39,7 +39,7 @@ fn sums_of_triangular_products_match_the_dense_matrices() {
         let (g, h) = (randn(1, &[rank, n], DType::F64), randn(2, &[rank, n], DType::F64));
         let x = randn(3, &[3, n], DType::F64);
         let mut expected = Tensor::zeros([3, n], DType::F64, &Device::Cpu).unwrap();
-        for i in 0..rank as usize {
+        for i in 0..rank {
             let (g, h) = (lower(&g.select(0, i).unwrap()), lower(&h.select(0, i).unwrap()));
             let term = x.matmul(&h).unwrap().matmul(&g.transpose(0, 1).unwrap()).unwrap();
             expected = expected.add(&term).unwrap();

@@ -130,7 +130,7 @@ fn chain_matrix(chain: &Chain, complex: bool) -> Result<Tensor> {
         let factor = from_entries(rows, cols, complex, |put| {
             for g in 0..blocks.count() {
                 let (row, col, value) = blocks.start(g);
-                for (index, &entry) in values[value..value + blocks.len()].iter().enumerate() {
+                for (index, &entry) in values[value..value + blocks.elems()].iter().enumerate() {
                     let (p, q) = (index / blocks.cols, index % blocks.cols);
                     put(row + p * blocks.d, col + q * blocks.d, entry);
                 }

@@ -105,7 +105,7 @@ pub fn dct3(n: usize, norm: Norm) -> Result<Map> {
     let mut perm = vec![0; n];
     order.iter().enumerate().for_each(|(from, &to)| perm[to] = reversal[from]);
     let chain = Chain::butterfly(&twiddle.complex_tensor()?, false)?;
-    Ok(Map::Chain(chain).real().then(&Map::permutation(&perm)?)?)
+    Map::Chain(chain).real().then(&Map::permutation(&perm)?)
 }
 
 /// `y[k] = 2 sum over j of x[j] cos(pi (2 k + 1) (2 j + 1) / 4n)`.

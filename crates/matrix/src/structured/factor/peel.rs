@@ -157,7 +157,7 @@ fn balance(blocks: &mut [Vec<[[Number; 2]; 2]>]) {
         factor.iter().flatten().flatten().map(|z| z.norm_sqr()).sum::<f64>().sqrt()
     };
     let norms: Vec<f64> = blocks.iter().map(norm).collect();
-    if norms.iter().any(|&norm| norm == 0.0) {
+    if norms.contains(&0.0) {
         return;
     }
     let mean = (norms.iter().map(|norm| norm.ln()).sum::<f64>() / norms.len() as f64).exp();
