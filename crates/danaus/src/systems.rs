@@ -68,7 +68,7 @@ pub const SYSTEMS: [System; 39] = [
         "FlashAttention-2",
         "kernel/ops/attention",
         "danaus bench attention",
-        "the feature contract on the CPU; on Hopper without ALiBi, dropout and split keys; ahead of cuDNN",
+        "the feature contract on the CPU and on GPUs, decoding with split keys and pages; ahead of cuDNN on Hopper",
     ),
     partial(
         3,
@@ -90,7 +90,7 @@ pub const SYSTEMS: [System; 39] = [
         "Mamba-2 / SSD",
         "kernel/ops/ssd, matrix, model",
         "danaus bench ssd",
-        "SSD, convolution, gated norm, blocks, Mamba-1 with its scan, checkpoints, training and generation on the CPU; GPU planned",
+        "SSD, convolution, gated norm, blocks, Mamba-1 with its scan, checkpoints, recall tasks, training and generation on the CPU and on GPUs",
     ),
     planned(13, "Hydra", "matrix, model"),
     planned(14, "Caduceus", "matrix, model"),

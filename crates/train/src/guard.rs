@@ -13,6 +13,10 @@ use std::path::PathBuf;
 /// Share of the old value in the smoothed loss.
 const SMOOTHING: f64 = 0.98;
 
+/// A loss below this has not diverged, however small the best one was: a task that is learned completely
+/// has losses near 0 whose ratios mean nothing.
+const LEARNED: f64 = 0.01;
+
 /// The memory that training a task needs, term by term.
 pub fn memory_terms<T: Task>(task: &T, config: &TrainConfig) -> Vec<MemoryTerm> {
     let weights: u64 = task.params().iter().map(|param| param.tensor().bytes() as u64).sum();
@@ -96,7 +100,7 @@ pub fn follow_loss(
     counters.best_loss = Some(best);
     let Some(Divergence { factor, patience }) = divergence else { return Ok(()) };
     // A ratio means nothing for losses that may be negative.
-    let above = best > 0.0 && loss > factor * best;
+    let above = best > 0.0 && loss > LEARNED.max(factor * best);
     counters.steps_above = if above { counters.steps_above + 1 } else { 0 };
     if above && counters.steps_above >= patience {
         let (step, last) = (counters.step, last.clone());
@@ -118,6 +122,19 @@ mod tests {
         let error = check_memory(&terms, Some((3 << 20) - 1)).unwrap_err().to_string();
         let sum = "4.0 MiB of memory (weights 1.0 MiB + optimizer 3.0 MiB), 3.0 MiB are available";
         assert!(error.contains(sum), "{error}");
+    }
+
+    /// A recall task at full accuracy was stopped as diverged.
+    #[test]
+    fn losses_near_zero_do_not_diverge() {
+        let divergence = Some(Divergence { factor: 2.0, patience: 3 });
+        let mut counters = Counters::default();
+        for loss in [1e-5, 9e-4, 9e-4, 9e-4, 9e-4, 1.0, 1.0] {
+            counters.step += 1;
+            follow_loss(&mut counters, loss, divergence, &None).unwrap();
+        }
+        counters.step += 1;
+        assert!(follow_loss(&mut counters, 1.0, divergence, &None).is_err());
     }
 
     #[test]
