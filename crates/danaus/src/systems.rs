@@ -61,7 +61,7 @@ pub const SYSTEMS: [System; 39] = [
         "FlashAttention",
         "kernel/ops/attention",
         "danaus bench attention",
-        "exact tiled attention on the CPU and on Hopper, forward and backward; block masks on the CPU only",
+        "exact tiled attention on the CPU and on GPUs, forward and backward, every option",
     ),
     partial(
         2,

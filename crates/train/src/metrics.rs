@@ -50,6 +50,8 @@ pub struct Line {
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    /// The step of the checkpoint that is continued, if the file has a validation of it.
+    validated: Option<u64>,
 }
 
 impl Metrics {
@@ -59,6 +61,7 @@ impl Metrics {
     /// When the file cannot be read or written.
     pub fn open(folder: &Path, step: u64) -> Result<Self> {
         let path = folder.join(FILE_NAME);
+        let mut validated = None;
         if path.exists() {
             let kept: Vec<Line> =
                 read(&path)?.into_iter().filter(|line| line.step <= step).collect();
@@ -66,16 +69,22 @@ impl Metrics {
                 kept.iter().try_for_each(|line| writer.write_all(&encode(line)?))
             };
             fs::write_atomic(&path, write).map_err(Error::io(&path))?;
+            let of_last = |line: &&Line| line.step == step && line.val_loss.is_some();
+            validated = kept.iter().find(of_last).map(|line| line.step);
         }
         let file = OpenOptions::new().create(true).append(true).open(&path);
-        Ok(Self { file: file.map_err(Error::io(&path))?, path })
+        Ok(Self { file: file.map_err(Error::io(&path))?, path, validated })
     }
 
-    /// Appends a line.
+    /// Appends a line; that of a validation which the file has, because a run was killed right behind it,
+    /// is left as it is.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn append(&mut self, line: &Line) -> Result<()> {
+        if line.val_loss.is_some() && self.validated == Some(line.step) {
+            return Ok(());
+        }
         let written = encode(line).and_then(|bytes| self.file.write_all(&bytes));
         written.map_err(Error::io(&self.path))
     }
@@ -112,6 +121,18 @@ mod tests {
 
     fn line(step: u64) -> Line {
         Line { step, loss: Some(1.0 / (step as f64 + 3.0)), tokens: 10 * step, ..Line::default() }
+    }
+
+    /// A run killed behind its last validation, and resumed there, had the validation twice.
+    #[test]
+    fn a_validation_made_again_is_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let validation = Line { val_loss: Some(1.0), ..line(2) };
+        for _ in 0..2 {
+            let mut metrics = Metrics::open(folder.path(), 2).unwrap();
+            metrics.append(&validation).unwrap();
+        }
+        assert_eq!(read(&folder.path().join(FILE_NAME)).unwrap(), [validation]);
     }
 
     #[test]
