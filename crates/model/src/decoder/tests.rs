@@ -83,6 +83,35 @@ fn recomputing_blocks_changes_no_gradient() {
 }
 
 #[test]
+fn dropout_is_keyed_by_seed_and_step() {
+    let config = configs().remove(1);
+    let (ids, batch) = (ids(12), SeqBatch::from_lengths(&[5, 7]).unwrap());
+    let targets: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let run = |dropout, recompute, noise| {
+        let decoder = Decoder::init(&config, 1, Compute { recompute, dropout, ..F64 }).unwrap();
+        let loss = decoder.training_loss(&ids, &targets, &batch, noise).unwrap();
+        let mut gradients = loss.backward().unwrap();
+        let first = decoder.params().iter().next().unwrap().take_grad(&mut gradients).unwrap();
+        let plain = decoder.loss(&ids, &targets, &batch).unwrap().to_scalar().unwrap();
+        (loss.to_scalar().unwrap(), plain, first)
+    };
+    let noise = Noise { seed: 3, step: 5 };
+    let (off, plain, _) = run(0.0, false, noise);
+    assert_eq!(off, plain, "without dropout training sees what evaluation sees");
+    let (loss, same, gradient) = run(0.3, false, noise);
+    assert_eq!(same, plain, "evaluation drops nothing");
+    assert_ne!(loss, plain);
+    let (again, _, recomputed) = run(0.3, true, noise);
+    assert_eq!(again, loss, "the same step drops the same elements");
+    assert_close("gradient", &recomputed, &gradient, 1e-13);
+    for other in [Noise { step: 6, ..noise }, Noise { seed: 4, ..noise }] {
+        assert_ne!(run(0.3, false, other).0, loss);
+    }
+    let refused = Decoder::init(&config, 1, Compute { dropout: 1.0, ..F64 }).err().unwrap();
+    assert!(refused.to_string().contains("dropout"), "{refused}");
+}
+
+#[test]
 fn a_folder_gives_the_same_model_back_and_names_what_is_wrong() {
     let config = configs().remove(1);
     let decoder = Decoder::init(&config, 5, Compute::default()).unwrap();
