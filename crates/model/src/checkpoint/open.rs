@@ -26,11 +26,11 @@ pub struct Opened {
     path: PathBuf,
     family: Option<&'static Family>,
     kind: String,
-    config: Config,
+    pub(super) config: Config,
     /// Their tensors, under their names.
-    stored: Arc<dyn TensorSource>,
+    pub(super) stored: Arc<dyn TensorSource>,
     /// The same under ours; nothing where the names are ours.
-    renamed: Option<Arc<Renamed>>,
+    pub(super) renamed: Option<Arc<Renamed>>,
     pub(super) special: SpecialTokens,
     /// Where the weights' file holds the tokenizer: it, or why it is not read.
     pub(super) own_tokenizer: Option<Result<Tokenizer, String>>,
