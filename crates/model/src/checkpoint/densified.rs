@@ -59,11 +59,11 @@ impl Opened {
     /// # Errors
     /// When a matrix is missing from the file in either form; it is named.
     pub fn densified(self) -> Result<(Self, Vec<String>)> {
-        let format = self.config.weights;
+        let format = self.config().weights;
         if format == Format::Dense {
             return Ok((self, Vec::new()));
         }
-        let config = Config { weights: Format::Dense, ..self.config.clone() };
+        let config = Config { weights: Format::Dense, ..self.config().clone() };
         let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
         let dense = Decoder::build(&outline, &config, Compute::default())?;
         let inner = self.tensors();
@@ -89,8 +89,8 @@ impl Opened {
             matrices.insert(stem.to_string(), [rows, cols]);
         }
         let names = matrices.keys().cloned().collect();
-        let stored = Arc::new(Densified { inner, format, matrices, leaves });
-        Ok((Self { config, stored, renamed: None, ..self }, names))
+        let dense = Arc::new(Densified { inner, format, matrices, leaves });
+        Ok((self.replaced(config, dense), names))
     }
 }
 

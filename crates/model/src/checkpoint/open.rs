@@ -26,11 +26,11 @@ pub struct Opened {
     path: PathBuf,
     family: Option<&'static Family>,
     kind: String,
-    pub(super) config: Config,
+    config: Config,
     /// Their tensors, under their names.
-    pub(super) stored: Arc<dyn TensorSource>,
+    stored: Arc<dyn TensorSource>,
     /// The same under ours; nothing where the names are ours.
-    pub(super) renamed: Option<Arc<Renamed>>,
+    renamed: Option<Arc<Renamed>>,
     pub(super) special: SpecialTokens,
     /// Where the weights' file holds the tokenizer: it, or why it is not read.
     pub(super) own_tokenizer: Option<Result<Tokenizer, String>>,
@@ -195,6 +195,11 @@ impl Opened {
             Some(renamed) => renamed.clone(),
             None => self.stored.clone(),
         }
+    }
+
+    /// The same with another config and tensors under our names.
+    pub(super) fn replaced(self, config: Config, tensors: Arc<dyn TensorSource>) -> Self {
+        Self { config, stored: tensors, renamed: None, ..self }
     }
 
     /// What it is, without reading weights.
