@@ -12,6 +12,7 @@
 //!
 //! Penalties count the whole text so far, prompt and answer.
 
+use super::exponential::largest;
 use super::filter::{Candidates, best, draw_any, log_sum_exp};
 use crate::{Error, Result};
 use danaus_runtime::pool::Scratch;
