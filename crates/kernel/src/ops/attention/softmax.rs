@@ -243,12 +243,14 @@ impl Kernel for UpdateRows<'_> {
         let end = self.keys.next_multiple_of(S::LANES);
         for row in 0..self.rows {
             let scores = &mut self.scores[row * ROW_KEYS..][..end];
-            // Keys that are none: their probability is exactly 0.
+            // Keys that are none do not touch the maximum.
             scores[self.keys..].fill(f32::NEG_INFINITY);
             let ratio = match self.words {
                 Words::F32 => update_row::<S, false>(s, scores, row, self.mask, self.state),
                 Words::Bf16Pairs => update_row::<S, true>(s, scores, row, self.mask, self.state),
             };
+            // Nor are they added, whatever the factor makes of infinity.
+            scores[self.keys..].fill(0.0);
             let sum = &mut self.state.sum[row];
             scores[..self.keys].iter().for_each(|p| *sum += p);
             if self.words == Words::Bf16Pairs {
