@@ -14,7 +14,7 @@ use super::{
     SequenceMixer, check_states, foreign_state, identity_columns, initial_dt_bias,
     projection_biases,
 };
-use crate::state::{STEP_TOKENS, SlotState};
+use crate::state::{DRAFT_TOKENS, STEP_TOKENS, SlotState};
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
 use danaus_kernel::ops::activation::swiglu;
@@ -376,8 +376,14 @@ impl Mamba2 {
         self.normalise(y.flatten(0, 1)?, &parts.z)
     }
 
-    /// Replays accepted tokens of drafts where states wait for them.
+    /// Before a pass that is no step: replays accepted tokens of drafts where states wait for them.
     fn take_in(&self, states: &mut [&mut SlotState], like: &Tensor) -> Result<()> {
+        if states.iter().any(|state| state.drafts()) {
+            let valid = format!(
+                "at most {DRAFT_TOKENS} tokens a sequence, equally many, in one pool, without gradients"
+            );
+            return Err(Error::argument("mamba2", "draft", format!("{:?}", like.shape()), valid));
+        }
         for state in states.iter_mut().filter(|state| state.pending() > 0) {
             let none = |width| Tensor::zeros([0, width], like.dtype(), &like.device());
             let (xbc, dt) = (none(self.widths.conv())?, none(self.widths.n_heads)?);

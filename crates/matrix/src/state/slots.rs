@@ -38,8 +38,17 @@ pub struct SlotState {
     slot: Option<usize>,
     /// Accepted tokens of the last draft, which the state does not have yet.
     pending: usize,
-    /// Whether the next step is a draft.
-    draft: bool,
+    draft: Draft,
+}
+
+/// Where a state is between [`SlotState::begin_draft`] and [`SlotState::accept`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Draft {
+    None,
+    /// The next step is a draft.
+    Asked,
+    /// The last step was one.
+    Taken,
 }
 
 impl Arena {
@@ -118,7 +127,7 @@ impl SlotState {
     }
 
     fn empty(arena: Arc<Mutex<Arena>>) -> Self {
-        Self { arena, slot: None, pending: 0, draft: false }
+        Self { arena, slot: None, pending: 0, draft: Draft::None }
     }
 
     fn lock(&self) -> MutexGuard<'_, Arena> {
@@ -136,14 +145,22 @@ impl SlotState {
         self.pending
     }
 
-    /// Makes the next step a draft, of at most [`DRAFT_TOKENS`] tokens.
-    pub(super) fn begin_draft(&mut self) {
-        self.draft = true;
+    /// Whether the next call is a draft, which only a step can take in.
+    pub fn drafts(&self) -> bool {
+        self.draft == Draft::Asked
     }
 
-    /// Ends a draft: so many of its tokens are accepted.
+    /// Makes the next step a draft, of at most [`DRAFT_TOKENS`] tokens.
+    pub(super) fn begin_draft(&mut self) {
+        self.draft = Draft::Asked;
+    }
+
+    /// Ends a draft: so many of its tokens are accepted. One that never came changes nothing.
     pub(super) fn accept(&mut self, count: usize) {
-        (self.pending, self.draft) = (count, false);
+        if self.draft == Draft::Taken {
+            self.pending = count;
+        }
+        self.draft = Draft::None;
     }
 
     /// Last `width - 1` inputs of the convolution `[1, channels, width - 1]` and the scan's state `[1,
@@ -195,7 +212,7 @@ impl SlotState {
         if own.is_none() {
             arena.let_go(self.slot);
         }
-        (self.slot, self.pending, self.draft) = (Some(slot), 0, false);
+        (self.slot, self.pending, self.draft) = (Some(slot), 0, Draft::None);
         Ok(())
     }
 
@@ -211,7 +228,7 @@ impl SlotState {
         options: &StepOptions,
     ) -> Result<Tensor> {
         let options = &StepOptions {
-            commit: options.commit && !states.iter().any(|state| state.draft),
+            commit: options.commit && !states.iter().any(|state| state.drafts()),
             ..*options
         };
         let Some(arena) = states.first().map(|state| state.arena.clone()) else {
@@ -254,6 +271,7 @@ impl SlotState {
                 state.slot = Some(to);
             }
             state.pending = if options.commit { 0 } else { inputs.xbc.dims()[1] };
+            state.draft = if state.drafts() { Draft::Taken } else { Draft::None };
         }
         y
     }

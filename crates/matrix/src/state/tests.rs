@@ -106,6 +106,15 @@ fn drafts_in_one_call_are_as_if_the_rest_never_was() {
             pool.advance(plain, accepted).unwrap();
             assert_eq!(pool.tokens(slot).unwrap(), pool.tokens(plain).unwrap());
         }
+        // More than a draft can have is refused before anything changes.
+        pool.begin_draft(slot).unwrap();
+        let mut states = pool.layer(&[slot], 1).unwrap();
+        let batch = SeqBatch::equal(1, 20).unwrap();
+        let long = tokens(200, 20);
+        let refused = no_grad(|| layers[1].advance(&long, &batch, &mut states, None));
+        assert!(refused.unwrap_err().to_string().contains("draft"));
+        pool.append_draft(slot, 0).unwrap();
+        pool.commit(slot, 0).unwrap();
         // A prompt behind a draft, and the one that took everything in.
         let long = tokens(300, 20);
         let (a, b) = (call(&mut pool, &[slot], long.clone()), call(&mut pool, &[plain], long));

@@ -78,6 +78,7 @@ struct Sizes {
     commit: i32,
     slot_check: u32,
     accepted_check: u32,
+    cursor_check: u32,
 }
 
 // SAFETY: plain numbers in the order of the kernel's struct.
@@ -248,6 +249,7 @@ fn kernel_sizes(call: &Call, y: &Tensor) -> Result<Sizes> {
         commit: i32::from(call.options.commit),
         slot_check: gpu.check(OP, "slots").number,
         accepted_check: gpu.check(OP, "accepted").number,
+        cursor_check: gpu.check(OP, "cursor").number,
     })
 }
 

@@ -135,7 +135,7 @@ impl Mamba2Pool {
             let valid = format!("0..{} slots", self.slots());
             return Err(Error::argument(OP, "slot", slot, valid));
         }
-        let (places, channels) = (self.conv.dims()[1], self.conv.dims()[2]);
+        let PoolShape { places, channels, .. } = self.shape()?;
         let history = conv.dims().last().copied().unwrap_or(0);
         let mut expected = self.scan.dims().to_vec();
         expected[0] = 1;
@@ -188,6 +188,11 @@ impl Mamba2Pool {
             let valid = format!("0..{} slots", self.slots());
             return Err(Error::argument(OP, "slot", slot, valid));
         }
+        let places = self.shape()?.places;
+        if width > places + 1 {
+            let valid = format!("at most {}, one more than the places of the pool", places + 1);
+            return Err(Error::argument(OP, "width", width, valid));
+        }
         no_grad(|| {
             let (mut conv, scan) = (self.zeros(width)?.0, self.scan.narrow(0, slot, 1)?.copy()?);
             match (self.scan.device().is_cuda(), self.conv.dtype()) {
@@ -213,7 +218,8 @@ impl Mamba2Pool {
         let history = conv.dims()[2];
         let to = conv.as_slice_mut::<A>()?;
         for place in 0..history {
-            let from = (cursor + place as i64 - history as i64).rem_euclid(places as i64) as usize;
+            let at = cursor.wrapping_add(place as i64).wrapping_sub(history as i64);
+            let from = at.rem_euclid(places.max(1) as i64) as usize;
             for channel in 0..channels {
                 to[channel * history + place] = widen(ring[from * channels + channel]);
             }

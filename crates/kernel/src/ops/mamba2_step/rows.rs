@@ -1,7 +1,7 @@
 //! The slots of a call on the processor: which tokens a row takes in, and what it leaves in its rings.
 
 use super::{Call, Mamba2Pool, OP};
-use crate::ops::ssd::arrays::plain;
+use crate::ops::ssd::arrays::{Held, plain};
 use crate::ops::ssd::runs::Run;
 use danaus_tensor::{DType, Element, Error, Result, Tensor};
 
@@ -78,7 +78,8 @@ impl<T> Tokens<T> {
 
 /// Place of a token in a ring, `offset` after the state.
 fn place(row: &Row, offset: usize, back: usize, places: usize) -> usize {
-    (row.cursor + offset as i64 - back as i64).rem_euclid(places as i64) as usize
+    let at = row.cursor.wrapping_add(offset as i64).wrapping_sub(back as i64);
+    at.rem_euclid(places.max(1) as i64) as usize
 }
 
 /// What the rows take in.
@@ -90,7 +91,7 @@ pub(super) fn gather<T: Element>(
     let sizes = &call.sizes;
     let (channels, history) = (sizes.channels(), sizes.width - 1);
     let (rings, steps) = (pool.conv.as_slice::<T>()?, pool.dt.as_slice::<T>()?);
-    let fresh = |held: &crate::ops::ssd::arrays::Held| plain(held.tensor());
+    let fresh = |held: &Held| plain(held.tensor());
     let (xbc, dt, z) = (fresh(&call.xbc)?, fresh(&call.dt)?, call.z.as_ref().map(fresh));
     let z = z.transpose()?;
     let (xbc, dt) = (xbc.as_slice::<T>()?, dt.as_slice::<T>()?);
@@ -114,16 +115,13 @@ pub(super) fn gather<T: Element>(
             tokens.xbc.extend_from_slice(&ring[at * channels..][..channels]);
             tokens.dt.extend_from_slice(&own[at * sizes.heads..][..sizes.heads]);
         }
-        let part = |all: &'_ [T], width: usize| -> std::ops::Range<usize> {
-            debug_assert!(all.len() >= (row.index + 1) * s * width);
-            row.index * s * width..(row.index + 1) * s * width
-        };
-        tokens.xbc.extend_from_slice(&xbc[part(xbc, channels)]);
-        tokens.dt.extend_from_slice(&dt[part(dt, sizes.heads)]);
+        let part = |width: usize| row.index * s * width..(row.index + 1) * s * width;
+        tokens.xbc.extend_from_slice(&xbc[part(channels)]);
+        tokens.dt.extend_from_slice(&dt[part(sizes.heads)]);
         if let Some(z) = z {
             let values = sizes.width_out();
             tokens.z.extend(std::iter::repeat_n(zero, row.replay * values));
-            tokens.z.extend_from_slice(&z[part(z, values)]);
+            tokens.z.extend_from_slice(&z[part(values)]);
         }
     }
     Ok(tokens)

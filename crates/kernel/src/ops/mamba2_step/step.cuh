@@ -43,7 +43,7 @@ struct Sizes {
     int most;       // tokens that may be replayed
     int per_head;   // D has one number a head
     int commit;
-    u32 slot_check, accepted_check;
+    u32 slot_check, accepted_check, cursor_check;
 };
 
 DEVICE u32 shared_address(const void* at) { return static_cast<u32>(__cvta_generic_to_shared(at)); }
@@ -322,7 +322,8 @@ mamba2_step(const Arrays a, const Sizes s, const ssd::StepOptions options) {
     rows.ask(from);
     A state[kRows][kStates];
     if constexpr (!BULK) rows.load(state, from, own, task.rows, n);
-    task.cursor = (int)a.cursors[2 * (i64)task.from];
+    const i64 cursor = a.cursors[2 * (i64)task.from];
+    task.cursor = fault_index(a.fault, s.cursor_check, cursor, s.places) ? (int)cursor : 0;
     convolution.load_inputs(task, a, s);
     const int total = task.replay + s.seqlen, kept = s.commit ? total : task.replay;
     A* mixed = reinterpret_cast<A*>(shared + (BULK ? kBlockRows * 32 * kStates * sizeof(A) + 16 : 0));
