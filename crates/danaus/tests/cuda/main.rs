@@ -7,6 +7,7 @@
 
 mod attention;
 mod decoding;
+mod mamba2_step;
 mod models;
 mod operators;
 mod plain_attention;

@@ -8,6 +8,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod kronecker_sparse;
 pub mod linear;
+pub mod mamba2_step;
 pub mod norm;
 pub mod optimizer;
 pub mod quantized;
@@ -25,6 +26,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         conv1d::cuda::variants(),
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
+        mamba2_step::cuda::variants(),
         norm::cuda::variants(),
         optimizer::variants(),
         rms_norm_gated::cuda::variants(),
@@ -47,6 +49,7 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     embedding::SPECS,
     kronecker_sparse::SPECS,
     linear::SPECS,
+    mamba2_step::SPECS,
     norm::SPECS,
     quantized::SPECS,
     rms_norm_gated::SPECS,

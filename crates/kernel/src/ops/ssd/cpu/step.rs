@@ -55,7 +55,7 @@ pub fn recurrent(core: &Core, y: Target, final_state: &mut [f32]) {
 }
 
 /// Takes one head's state through the tokens of a run. It enters in `initial`, or where it is.
-fn walk(
+pub(crate) fn walk(
     core: &Core,
     (run, head): (Run, usize),
     (initial, streams): (Option<&[f32]>, bool),
