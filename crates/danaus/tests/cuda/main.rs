@@ -7,6 +7,7 @@
 
 mod attention;
 mod decoding;
+mod graphs;
 mod models;
 mod operators;
 mod plain_attention;

@@ -25,6 +25,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         conv1d::cuda::variants(),
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
+        linear::few_rows::variants(),
         norm::cuda::variants(),
         optimizer::variants(),
         rms_norm_gated::cuda::variants(),
@@ -32,6 +33,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         selective_scan::cuda::variants(),
         softmax::cuda::variants(),
         ssd::cuda::variants(),
+        crate::recording::variants(),
     ];
     families.into_iter().flatten().collect()
 }

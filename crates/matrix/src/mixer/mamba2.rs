@@ -22,6 +22,7 @@ use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::rms_norm_gated::{RmsNormGatedOptions, rms_norm_gated};
 use danaus_kernel::ops::ssd::{SsdInputs, SsdOptions, ssd};
+use danaus_kernel::recording::constant;
 use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -273,7 +274,7 @@ impl Mamba2 {
 
     /// Decay rates `-e^(A_log)`.
     fn rates(&self) -> Result<Tensor> {
-        self.a_log.tensor().exp()?.neg()
+        constant(|| self.a_log.tensor().exp()?.neg())
     }
 
     /// Convolution, scan, gate, norm: packed tokens from `states` (conv, scan) or from nothing.
@@ -302,7 +303,15 @@ impl Mamba2 {
         let groups = |x: &Tensor| x.reshape([1, tokens, self.config.n_groups, self.config.d_state]);
         let (x, b, c) = (heads(&xbc[0])?, groups(&xbc[1])?, groups(&xbc[2])?);
         let (dt, a) = (parts.dt.unsqueeze(0)?, self.rates()?);
-        let (d, dt_bias) = (self.d.tensor(), self.dt_bias.tensor());
+        let dt_bias = self.dt_bias.tensor();
+        let d = match states {
+            None => self.d.tensor(),
+            // As the scan reads it.
+            Some(_) => constant(|| {
+                let by_head = self.d.tensor().unsqueeze(1)?;
+                by_head.broadcast_to([n_heads, self.config.head_dim])?.contiguous()
+            })?,
+        };
         // Without a norm the gate belongs to the scan.
         let gate = if self.norm.is_none() { Some(heads(&parts.z)?) } else { None };
         let inputs = SsdInputs {

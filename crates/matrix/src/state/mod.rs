@@ -9,11 +9,13 @@
 mod kv;
 mod pool;
 mod recurrent;
+mod step;
 mod store;
 
 pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
+pub use step::{Fit, StepLists, StepMemory, StepPoint, StepTokens};
 
 use danaus_tensor::{Device, Result, Tensor};
 
