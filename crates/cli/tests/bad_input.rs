@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CONFIG, Place, command, complains, refused, succeed};
+use common::{CONFIG, Place, command, complains, misused, refused, succeed};
 use std::process::Command;
 
 #[test]
@@ -60,6 +60,9 @@ fn devices_that_are_not_there() {
     let folder = model.at("run/model");
     let generate = ["generate", "--model", &folder, "--prompt", "x", "--device"];
     let eval = ["eval", "ppl", "--model", &folder, "--text", &folder, "--device"];
+    for command in [&generate[..], &eval[..], &["train", "--out", &folder, "--device"]] {
+        misused(&[command, &["gpu"]].concat(), &["gpu", "cuda:N"]);
+    }
     for command in [&generate[..], &eval[..]] {
         refused(&[command, &["cuda:99"]].concat(), &["--device cpu"]);
     }

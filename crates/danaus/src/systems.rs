@@ -61,7 +61,7 @@ pub const SYSTEMS: [System; 39] = [
         "FlashAttention",
         "kernel/ops/attention",
         "danaus bench attention",
-        "exact tiled attention on the CPU and on GPUs, forward and backward, every option",
+        "exact tiled attention on the CPU and on GPUs, forward and backward, every option of the operator",
     ),
     partial(
         2,

@@ -144,9 +144,8 @@ impl Decoder {
     }
 
     fn embed(&self, ids: &[u32], positions: &[i64]) -> Result<Tensor> {
-        let list = |numbers: Vec<i64>| {
-            Tensor::from_slice(&numbers, [numbers.len()], &self.device())
-        };
+        let list =
+            |numbers: Vec<i64>| Tensor::from_slice(&numbers, [numbers.len()], &self.device());
         let rows = match self.positions {
             Some(_) => Some(list(self.position_rows(positions))?),
             None => None,

@@ -5,6 +5,8 @@ use crate::config::{Divergence, TrainConfig};
 use crate::optim::Optimizer;
 use crate::task::{MemoryTerm, Task};
 use crate::{Error, Result};
+use danaus_model::Config;
+use danaus_model::decoder::Compute;
 pub use danaus_model::decoder::available_memory;
 pub use danaus_runtime::memory::in_words as bytes;
 use danaus_tensor::{DType, ParamSet};
@@ -50,6 +52,17 @@ pub fn check_memory(terms: &[MemoryTerm], available: Option<u64>) -> Result<()> 
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses to train a model that would not fit, before it is built.
+///
+/// # Errors
+/// [`Error::Memory`] with the sum, for steps of this many tokens.
+pub fn check_model(config: &Config, tokens: usize, compute: &Compute) -> Result<()> {
+    let terms = config.training_bytes(tokens, compute.recompute)?;
+    let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
+    let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
+    check_memory(&terms, available_memory(&compute.device)?)
 }
 
 /// Refuses values that are no numbers, before they reach the weights.

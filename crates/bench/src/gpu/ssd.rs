@@ -6,8 +6,12 @@
 use super::{Bench, Row};
 use crate::Result;
 use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
+use danaus_kernel::ops::mamba2_step::{
+    Mamba2Pool, PoolShape, StepInputs, StepOptions, StepParams, StepRows, mamba2_step,
+};
 use danaus_kernel::ops::selective_scan::{ScanInputs, ScanOptions, selective_scan};
 use danaus_kernel::ops::ssd::{SsdInputs, SsdOptions, SsdStepInputs, ssd, ssd_step};
+use danaus_runtime::cuda::Graph;
 use danaus_tensor::{DType, Tensor, backward_with, no_grad};
 
 /// Sizes of a case.
@@ -34,6 +38,13 @@ impl Inputs {
     }
 }
 
+/// A Mamba-2 layer's step: states, z, xBC and dt as parts of one projection, parameters.
+struct LayerStep {
+    pool: Mamba2Pool,
+    parts: Vec<Tensor>,
+    params: [Tensor; 5],
+}
+
 impl Bench {
     /// All cases.
     pub(super) fn ssd(&self, report: &mut impl FnMut(&Row)) -> Result<()> {
@@ -47,6 +58,9 @@ impl Bench {
         self.ssd_case(&latency, false, report)?;
         for batch in [1, 64, 256] {
             self.ssd_decode(batch, report)?;
+        }
+        for (batch, tokens) in [(1, [1, 0]), (64, [1, 0]), (256, [1, 0]), (64, [5, 3])] {
+            self.mamba2_step(batch, tokens, report)?;
         }
         self.scan_and_conv(report)
     }
@@ -115,6 +129,69 @@ impl Bench {
             Ok(no_grad(|| ssd_step(&inputs, &options)).map(drop)?)
         })?);
         Ok(())
+    }
+
+    /// The whole of a layer between its projections, or a draft of `new` tokens after `replayed` accepted
+    /// ones. A recorded step is replayed: the host's part of a call is longer than a small step.
+    fn mamba2_step(
+        &self,
+        batch: usize,
+        [new, replayed]: [usize; 2],
+        report: &mut impl FnMut(&Row),
+    ) -> Result<()> {
+        let LayerStep { mut pool, parts, params: [conv_weight, conv_bias, dt_bias, a_log, d] } =
+            self.layer_step(batch, new)?;
+        let inputs = StepInputs { xbc: &parts[1], dt: &parts[2], z: None };
+        let (conv_weight, a_log) = (&conv_weight, &a_log);
+        let (conv_bias, dt_bias, d) = (Some(&conv_bias), Some(&dt_bias), Some(&d));
+        let params = StepParams { conv_weight, conv_bias, dt_bias, a_log, d };
+        // Other slots each time: a layer's states are not in the cache when its turn comes again.
+        let turns = pool.slots() / batch;
+        let list = |turn: usize| {
+            let first = (turn * batch) as i32;
+            Tensor::from_vec((first..first + batch as i32).collect(), [batch], &self.device)
+        };
+        let slots = (0..turns).map(list).collect::<danaus_tensor::Result<Vec<_>>>()?;
+        let accepted = Tensor::from_vec(vec![replayed as i32; batch], [batch], &self.device)?;
+        let accepted = (replayed > 0).then_some(&accepted);
+        let options = StepOptions { dt_softplus: true, dt_limit: None, commit: replayed == 0 };
+        let state = 2.0 * pool.scan.bytes() as f64 / turns as f64;
+        let mut chain = || {
+            slots.iter().try_for_each(|slots| {
+                let rows = StepRows { slots, to_slots: None, accepted };
+                mamba2_step(&inputs, &params, &rows, &mut pool, &options).map(drop)
+            })
+        };
+        // What is recorded has to have run once.
+        chain()?;
+        let (mut graph, ()) = Graph::capture::<_, danaus_tensor::Error>(&self.gpu, chain)?;
+        let replay = || Ok(graph.replay().map_err(danaus_tensor::Error::from)?);
+        let median_ms = self.time(replay)? / turns as f64;
+        let what = format!("mamba2_step, {batch} sequences, {new} new and {replayed} replayed");
+        report(&Row {
+            what: format!("{what}, 80 heads x 64, n 128"),
+            median_ms,
+            flops: 3.0 * state / 4.0 * (new + replayed) as f64,
+            bytes: state,
+            of_ceiling: Some(state / median_ms * 1e3 / self.copy),
+        });
+        Ok(())
+    }
+
+    fn layer_step(&self, batch: usize, new: usize) -> Result<LayerStep> {
+        let (heads, d_state, width) = (80, 128, 4);
+        let (values, head_dim) = (heads * HEAD_DIM, HEAD_DIM);
+        let channels = values + 2 * d_state;
+        let (slots, places) = (64.max(batch), width - 1 + 8 + new);
+        let shape = PoolShape { slots, places, channels, heads, head_dim, d_state };
+        let mut pool = Mamba2Pool::new(&shape, DType::BF16, &self.device)?;
+        pool.scan = self.random(1, pool.scan.dims(), DType::F32)?;
+        let joined = self.random(2, &[batch, new, values + channels + heads], DType::BF16)?;
+        let f32 = |seed, shape: &[usize]| self.random(seed, shape, DType::F32);
+        let dt_bias = f32(5, &[heads])?.affine(1.0, -3.0)?;
+        let (weight, bias) = (f32(3, &[channels, width])?, f32(4, &[channels])?);
+        let params = [weight, bias, dt_bias, f32(6, &[heads])?, f32(7, &[heads])?];
+        Ok(LayerStep { pool, parts: joined.split(-1, &[values, channels, heads])?, params })
     }
 
     /// The selective scan of Mamba-1 and the convolution before both mixers.

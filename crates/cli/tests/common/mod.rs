@@ -50,6 +50,16 @@ pub fn refused(arguments: &[&str], parts: &[&str]) -> String {
     complains(&command(arguments).output().unwrap(), 2, parts)
 }
 
+/// Demands exit code 2 and usage help that holds all of `parts`: what the command line's grammar refuses.
+pub fn misused(arguments: &[&str], parts: &[&str]) {
+    let output = command(arguments).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    for part in parts.iter().chain(&["--help"]) {
+        assert!(error.contains(part), "{part:?} is not in {error}");
+    }
+}
+
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()

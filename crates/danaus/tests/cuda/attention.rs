@@ -113,24 +113,41 @@ fn both(t: &[Tensor], options: &AttentionOptions) -> Result<Vec<Tensor>> {
     Ok(vec![out, lse])
 }
 
-#[test]
-fn dense_attention_of_every_window() {
+/// Every window at one head dimension: most of the time goes into compiling.
+fn dense_attention(head_dim: usize) {
     if !served() {
         return;
     }
-    let lens = [(1, 77), (130, 391), (391, 130), (256, 256), (200, 192)];
-    for head_dim in [64, 128, 192, 256] {
-        for (q_len, k_len) in lens {
-            for options in windows() {
-                let what = format!("d {head_dim}, {q_len} x {k_len}, {:?}", options.softcap);
-                let mut inputs = vec![randn(1, &[2, q_len, 4, head_dim], DType::BF16)];
-                for seed in [2, 3] {
-                    inputs.push(randn(seed, &[2, k_len, 2, head_dim], DType::BF16));
-                }
-                check(&what, &inputs, |t| both(t, &options));
+    for (q_len, k_len) in [(1, 77), (130, 391), (391, 130), (256, 256), (200, 192)] {
+        for options in windows() {
+            let what = format!("d {head_dim}, {q_len} x {k_len}, {:?}", options.softcap);
+            let mut inputs = vec![randn(1, &[2, q_len, 4, head_dim], DType::BF16)];
+            for seed in [2, 3] {
+                inputs.push(randn(seed, &[2, k_len, 2, head_dim], DType::BF16));
             }
+            check(&what, &inputs, |t| both(t, &options));
         }
     }
+}
+
+#[test]
+fn dense_attention_of_every_window_64() {
+    dense_attention(64);
+}
+
+#[test]
+fn dense_attention_of_every_window_128() {
+    dense_attention(128);
+}
+
+#[test]
+fn dense_attention_of_every_window_192() {
+    dense_attention(192);
+}
+
+#[test]
+fn dense_attention_of_every_window_256() {
+    dense_attention(256);
 }
 
 #[test]
@@ -248,7 +265,8 @@ fn fp8_is_the_quantised_computation() {
 
 /// Normal numbers, one in a thousand with another of ten times the size on top.
 fn with_outliers(seed: u64, shape: &[usize], dtype: DType) -> Tensor {
-    let [base, chance, spike] = [0, 1, 2].map(|part| values(&randn(100 * seed + part, shape, DType::F64)));
+    let [base, chance, spike] =
+        [0, 1, 2].map(|part| values(&randn(100 * seed + part, shape, DType::F64)));
     let rest = chance.into_iter().zip(spike);
     let mixed = base.into_iter().zip(rest).map(|(base, (chance, spike))| {
         // 3.09 standard deviations: one in a thousand.
@@ -284,7 +302,8 @@ fn fp8_log_sum_exps_with_outliers() {
                     let (expected, exact) = (values(&on(&options)), values(&on(&base)));
                     let [q, k, v] = [q, k, v].map(|x| x.to_device(&device).unwrap());
                     let found = values(&attention(&q, &k, &v, &options).unwrap().1);
-                    let what = format!("d {head_dim}, causal {causal}, {scales:?}, rotated {rotated}");
+                    let what =
+                        format!("d {head_dim}, causal {causal}, {scales:?}, rotated {rotated}");
                     let most = |a: &[f64], b: &[f64]| {
                         let off = a.iter().zip(b).map(|(a, b)| (a - b).abs());
                         off.fold(0.0, f64::max)

@@ -2,9 +2,7 @@
 //! texts, log-probabilities and states are compared without tolerance.
 
 use crate::gpu;
-use danaus::matrix::mixer::{
-    AttentionConfig, LinearAttentionConfig, Mamba1Config, Mamba2Config,
-};
+use danaus::matrix::mixer::{AttentionConfig, LinearAttentionConfig, Mamba1Config, Mamba2Config};
 use danaus::model::config::{Config, MlpConfig};
 use danaus::model::decoder::{Compute, Decoder};
 use danaus::model::generate::{
@@ -28,9 +26,11 @@ fn config(layers: &str) -> Config {
         })
         .filter(|_| layers.contains(['A', 'W'])),
         mamba1: layers.contains('S').then(Mamba1Config::default),
-        mamba2: layers
-            .contains('M')
-            .then(|| Mamba2Config { d_state: 64, head_dim: 32, ..Mamba2Config::default() }),
+        mamba2: layers.contains('M').then(|| Mamba2Config {
+            d_state: 64,
+            head_dim: 32,
+            ..Mamba2Config::default()
+        }),
         linear_attention: layers
             .contains(['L', 'R', 'G'])
             .then(|| LinearAttentionConfig { n_heads: 2, ..LinearAttentionConfig::default() }),
@@ -166,10 +166,7 @@ fn states_after_replays_are_whole() {
             };
             let (found, _) = run(&decoder, &[next], true);
             let whole = read(&decoder, state.tokens(), None, Batching::of(&decoder)).unwrap();
-            let again = Request {
-                start: Some(whole),
-                ..request(vec![vec![text.tokens[19]]], 15)
-            };
+            let again = Request { start: Some(whole), ..request(vec![vec![text.tokens[19]]], 15) };
             let expected = generate(&decoder, &again, |_, _| {}).unwrap();
             for found in found {
                 assert_eq!(found.tokens, expected[0].tokens, "{layers}");

@@ -8,6 +8,7 @@
 mod attention;
 mod decoding;
 mod graphs;
+mod mamba2_step;
 mod models;
 mod operators;
 mod plain_attention;

@@ -260,6 +260,41 @@ fn results_and_gradients_have_the_same_bits_on_every_run() {
     }
 }
 
+/// More elements than 32 bits count, against the same stream cut into pieces whose states are handed over.
+/// Takes 20 GB of the GPU's memory.
+#[test]
+#[ignore = "needs a GPU with 24 GB of free memory"]
+fn more_elements_than_32_bits_count_equal_their_stream() {
+    let Some(device) = gpu() else { return };
+    let (heads, d_state, piece, pieces) = (80, 128, 16_384, 26);
+    let case = Case { batch: 1, len: piece, heads, groups: 1, head_dim: 64, d_state };
+    let t: Vec<Tensor> =
+        inputs(&case, DType::BF16).iter().map(|t| t.to_device(&device).unwrap()).collect();
+    danaus::tensor::no_grad(|| {
+        let whole = |t: &Tensor| t.repeat(1, pieces).unwrap().contiguous().unwrap();
+        let (x, dt, b, c) = (whole(&t[0]), whole(&t[1]), whole(&t[3]), whole(&t[4]));
+        assert!(x.elem_count() > 1 << 31);
+        let (y, last) = ssd(&SsdInputs::new(&x, &dt, &t[2], &b, &c), &options()).unwrap();
+        let mut state: Option<Tensor> = None;
+        for index in 0..pieces {
+            let initial_states = state.as_ref();
+            let inputs = SsdInputs::new(&t[0], &t[1], &t[2], &t[3], &t[4]);
+            let (part, next) = ssd(&SsdInputs { initial_states, ..inputs }, &options()).unwrap();
+            let found = y.narrow(1, index * piece, piece).unwrap().to_dtype(DType::F32).unwrap();
+            let part = part.to_dtype(DType::F32).unwrap();
+            let sum = |x: Tensor| x.mul(&x).unwrap().sum_all().unwrap().to_scalar().unwrap();
+            let (off, size) = (sum(found.sub(&part).unwrap()), sum(part));
+            // Two results in bf16, each rounded as the matrix kernels round.
+            assert!(
+                size > 0.0 && (off / size).sqrt() < 2.0 * TOLERANCE,
+                "piece {index}: {off} of {size}"
+            );
+            state = Some(next);
+        }
+        assert!(off(&last, &state.unwrap()) < 2.0 * TOLERANCE);
+    });
+}
+
 fn scan_inputs(dtype: DType, [batch, len, channels, groups, n]: [usize; 5]) -> Vec<Tensor> {
     let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let rows = [batch, len, channels];

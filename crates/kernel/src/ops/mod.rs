@@ -8,6 +8,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod kronecker_sparse;
 pub mod linear;
+pub mod mamba2_step;
 pub mod norm;
 pub mod optimizer;
 pub mod quantized;
@@ -26,6 +27,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
         linear::few_rows::variants(),
+        mamba2_step::cuda::variants(),
         norm::cuda::variants(),
         optimizer::variants(),
         rms_norm_gated::cuda::variants(),
@@ -49,6 +51,7 @@ pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     embedding::SPECS,
     kronecker_sparse::SPECS,
     linear::SPECS,
+    mamba2_step::SPECS,
     norm::SPECS,
     quantized::SPECS,
     rms_norm_gated::SPECS,

@@ -9,7 +9,7 @@
 //! width]`, `conv1d.bias`.
 
 use super::rope::{Rope, RopeScaling};
-use super::{SequenceMixer, check_states, foreign_state};
+use super::{SequenceMixer, check_states, foreign_state, identity_columns};
 use crate::state::KvState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
@@ -425,10 +425,10 @@ impl SequenceMixer for Attention {
             }
             (caches, start) = (rest, start + together);
         }
-        for (at, (conv, after)) in convs.into_iter().zip(std::iter::repeat(&after)).enumerate() {
-            let after =
-                after.as_ref().ok_or_else(|| Error::internal("no state of a convolution"))?;
-            *conv = after.narrow(0, at, 1)?.copy()?;
+        if let Some(after) = after {
+            for (at, conv) in convs.into_iter().enumerate() {
+                *conv = after.narrow(0, at, 1)?.copy()?;
+            }
         }
         match &mixed[..] {
             [all] => self.finish(all, residual),
@@ -446,19 +446,9 @@ impl SequenceMixer for Attention {
         let packed = || Positions::Packed(batch.cu_seqlens());
         let end = batch.max_seqlen();
         let (q, k) = (self.rotate(q, packed(), end)?, self.rotate(k, packed(), end)?);
-        let (tokens, kv) = (x.dims()[0], self.config.kv_heads());
         let mut columns = Vec::new();
-        for start in (0..tokens).step_by(64) {
-            let width = 64.min(tokens - start);
-            let mut values = vec![0f64; tokens * kv * width];
-            for token in start..start + width {
-                for head in 0..kv {
-                    values[(token * kv + head) * width + token - start] = 1.0;
-                }
-            }
-            let v = Tensor::from_vec(values, [tokens, kv, width], &x.device())?;
-            let v = v.to_dtype(q.dtype())?;
-            let bounds = batch.cu_seqlens();
+        for v in identity_columns(x.dims()[0], self.config.kv_heads(), &q)? {
+            let (v, bounds) = (v.squeeze(0)?, batch.cu_seqlens());
             let (part, _) = attention_varlen([&q, &k, &v], bounds, bounds, &self.options())?;
             columns.push(part.transpose(0, 1)?);
         }

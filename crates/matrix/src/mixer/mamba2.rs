@@ -11,19 +11,19 @@
 //! Source: Dao and Gu, Transformers are SSMs, ICML 2024.
 
 use super::{
-    SequenceMixer, check_states, identity_columns, initial_dt_bias, join_states, part_states,
+    SequenceMixer, check_states, foreign_state, identity_columns, initial_dt_bias,
     projection_biases,
 };
-use crate::state::RecurrentState;
+use crate::state::{DRAFT_TOKENS, STEP_TOKENS, SlotState, StepLists};
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
 use danaus_kernel::ops::activation::swiglu;
 use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
 use danaus_kernel::ops::linear::Extras;
+use danaus_kernel::ops::mamba2_step::{PoolShape, StepInputs, StepOptions, StepParams};
 use danaus_kernel::ops::rms_norm_gated::{RmsNormGatedOptions, rms_norm_gated};
 use danaus_kernel::ops::ssd::{SsdInputs, SsdOptions, ssd};
-use danaus_kernel::recording::constant;
-use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
+use danaus_tensor::{DType, Error, Init, Param, ParamBuilder, Result, Tensor, is_recording};
 use serde::{Deserialize, Serialize};
 
 /// Shape and options of a Mamba-2 block.
@@ -274,7 +274,7 @@ impl Mamba2 {
 
     /// Decay rates `-e^(A_log)`.
     fn rates(&self) -> Result<Tensor> {
-        constant(|| self.a_log.tensor().exp()?.neg())
+        self.a_log.tensor().exp()?.neg()
     }
 
     /// Convolution, scan, gate, norm: packed tokens from `states` (conv, scan) or from nothing.
@@ -303,15 +303,7 @@ impl Mamba2 {
         let groups = |x: &Tensor| x.reshape([1, tokens, self.config.n_groups, self.config.d_state]);
         let (x, b, c) = (heads(&xbc[0])?, groups(&xbc[1])?, groups(&xbc[2])?);
         let (dt, a) = (parts.dt.unsqueeze(0)?, self.rates()?);
-        let dt_bias = self.dt_bias.tensor();
-        let d = match states {
-            None => self.d.tensor(),
-            // As the scan reads it.
-            Some(_) => constant(|| {
-                let by_head = self.d.tensor().unsqueeze(1)?;
-                by_head.broadcast_to([n_heads, self.config.head_dim])?.contiguous()
-            })?,
-        };
+        let (d, dt_bias) = (self.d.tensor(), self.dt_bias.tensor());
         // Without a norm the gate belongs to the scan.
         let gate = if self.norm.is_none() { Some(heads(&parts.z)?) } else { None };
         let inputs = SsdInputs {
@@ -328,16 +320,83 @@ impl Mamba2 {
             chunk_size: Some(self.config.chunk_size),
         };
         let (y, scan_states) = ssd(&inputs, &options)?;
-        let mut y = y.reshape([tokens, d_ssm])?;
-        if let Some(norm) = &self.norm {
-            let options = RmsNormGatedOptions {
-                group_size: Some(d_ssm / self.config.n_groups),
-                norm_before_gate: self.config.norm_before_gate,
-                eps: self.config.norm_eps,
-            };
-            y = rms_norm_gated(&y, Some(&parts.z), &norm.tensor(), &options)?;
-        }
+        let y = self.normalise(y.reshape([tokens, d_ssm])?, &parts.z)?;
         Ok((y, [conv_states, scan_states]))
+    }
+
+    /// The gated norm where there is one.
+    fn normalise(&self, y: Tensor, z: &Tensor) -> Result<Tensor> {
+        let Some(norm) = &self.norm else { return Ok(y) };
+        let options = RmsNormGatedOptions {
+            group_size: Some(self.widths.d_ssm / self.config.n_groups),
+            norm_before_gate: self.config.norm_before_gate,
+            eps: self.config.norm_eps,
+        };
+        rms_norm_gated(&y, Some(z), &norm.tensor(), &options)
+    }
+
+    /// Tokens of every sequence, if one step can take all of them: few and equally many, states beside
+    /// each other, no gradient wanted.
+    fn step_len(&self, x: &Tensor, batch: &SeqBatch, states: &[&mut SlotState]) -> Option<usize> {
+        let wanted = is_recording() && (x.is_tracked() || self.conv_weight.tensor().is_tracked());
+        let beside = states.iter().all(|state| state.is_beside(states[0]));
+        let len = batch.lengths().next()?;
+        let pending = states.iter().map(|state| state.pending()).max()?;
+        let few = len > 0 && len + pending <= STEP_TOKENS;
+        let even = batch.lengths().all(|other| other == len);
+        (!wanted && beside && few && even).then_some(len)
+    }
+
+    /// One step of all sequences on their states.
+    fn step(
+        &self,
+        parts: &Projected,
+        len: usize,
+        lists: Option<&StepLists>,
+        states: &mut [&mut SlotState],
+    ) -> Result<Tensor> {
+        let rows = |x: &Tensor| match len {
+            1 => x.unsqueeze(1),
+            _ => x.reshape([states.len(), len, x.dims()[1]]),
+        };
+        let (xbc, dt, z) = (rows(&parts.xbc)?, rows(&parts.dt)?, rows(&parts.z)?);
+        // Without a norm the gate belongs to the scan.
+        let gate = self.norm.is_none().then_some(&z);
+        let inputs = StepInputs { xbc: &xbc, dt: &dt, z: gate };
+        let (conv_weight, dt_bias) = (self.conv_weight.tensor(), self.dt_bias.tensor());
+        let conv_bias = self.conv_bias.as_ref().map(Param::tensor);
+        let (a_log, d) = (self.a_log.tensor(), self.d.tensor());
+        let params = StepParams {
+            conv_weight: &conv_weight,
+            conv_bias: conv_bias.as_ref(),
+            dt_bias: Some(&dt_bias),
+            a_log: &a_log,
+            d: Some(&d),
+        };
+        let dt_limit = self.config.limits();
+        let options = StepOptions { dt_softplus: true, dt_limit, commit: true };
+        let y = SlotState::step(states, &inputs, &params, lists, &options)?;
+        if len == 0 {
+            return Ok(y);
+        }
+        self.normalise(y.flatten(0, 1)?, &parts.z)
+    }
+
+    /// Before a pass that is no step: replays accepted tokens of drafts where states wait for them.
+    fn take_in(&self, states: &mut [&mut SlotState], like: &Tensor) -> Result<()> {
+        if states.iter().any(|state| state.drafts()) {
+            let valid = format!(
+                "at most {DRAFT_TOKENS} tokens a sequence, equally many, in one pool, without gradients"
+            );
+            return Err(Error::argument("mamba2", "draft", format!("{:?}", like.shape()), valid));
+        }
+        for state in states.iter_mut().filter(|state| state.pending() > 0) {
+            let none = |width| Tensor::zeros([0, width], like.dtype(), &like.device());
+            let (xbc, dt) = (none(self.widths.conv())?, none(self.widths.n_heads)?);
+            let parts = Projected { mlp: None, z: none(self.widths.d_ssm)?, xbc, dt };
+            self.step(&parts, 0, None, std::slice::from_mut(state))?;
+        }
+        Ok(())
     }
 
     fn finish(&self, mlp: Option<&Tensor>, y: Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
@@ -365,11 +424,16 @@ impl SequenceMixer for Mamba2 {
     }
 
     fn init_state(&self, dtype: DType) -> Result<LayerState> {
-        let wide = dtype.accumulator();
-        let conv = [1, self.widths.conv(), self.config.conv_width - 1];
-        let scan = [1, self.widths.n_heads, self.config.head_dim, self.config.d_state];
-        let zeros = |dims: &[usize]| Tensor::zeros(dims, wide, &Device::Cpu);
-        Ok(LayerState::Recurrent(RecurrentState::new(zeros(&conv)?, zeros(&scan)?)))
+        let Widths { n_heads, .. } = self.widths;
+        let shape = PoolShape {
+            slots: 0,
+            places: 0,
+            channels: self.widths.conv(),
+            heads: n_heads,
+            head_dim: self.config.head_dim,
+            d_state: self.config.d_state,
+        };
+        Ok(LayerState::Slot(SlotState::new(&shape, self.config.conv_width, dtype)?))
     }
 
     fn advance(
@@ -381,10 +445,25 @@ impl SequenceMixer for Mamba2 {
     ) -> Result<Tensor> {
         batch.check("mamba2", x)?;
         check_states("mamba2", batch, states.len())?;
-        let (conv, scan) = join_states("mamba2", states)?;
+        let mut slots = Vec::with_capacity(states.len());
+        for state in states.iter_mut() {
+            let LayerState::Slot(state) = &mut **state else { return Err(foreign_state("mamba2")) };
+            slots.push(state);
+        }
         let parts = self.project(x)?;
-        let (y, after) = self.mix(&parts, batch, Some((&conv, &scan)))?;
-        part_states(states, after)?;
+        let y = match self.step_len(x, batch, &slots) {
+            Some(len) => self.step(&parts, len, batch.step(), &mut slots)?,
+            None => {
+                self.take_in(&mut slots, x)?;
+                let before = SlotState::join(&slots)?;
+                let before = before.as_ref().map(|(conv, scan)| (conv, scan));
+                let (y, [conv, scan]) = self.mix(&parts, batch, before)?;
+                for (at, state) in slots.iter_mut().enumerate() {
+                    state.set(&conv.narrow(0, at, 1)?, &scan.narrow(0, at, 1)?)?;
+                }
+                y
+            }
+        };
         self.finish(parts.mlp.as_ref(), y, residual)
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::structured::Format;
-use danaus_tensor::{Device, ParamBuilder, backward_with};
+use danaus_tensor::{Device, ParamBuilder, backward_with, no_grad};
 use danaus_testkit::{Golden, assert_close, golden, randn};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,8 +57,10 @@ fn check_golden_states(mixer: &dyn SequenceMixer, case: &Golden) {
     };
     advance(&part(0, prompt), prompt, &mut states);
     check_state(&states, case, "after_prefill");
+    // Without gradients layers may step their states in place; both ways have the authors' numbers.
     for step in 0..steps {
-        let y = advance(&part(prompt + step, 1), 1, &mut states);
+        let mut forward = || advance(&part(prompt + step, 1), 1, &mut states);
+        let y = if step % 2 == 0 { no_grad(&mut forward) } else { forward() };
         let expected = case.get("step_y").select(1, step).unwrap();
         assert_close(&format!("step {step}"), &y, &expected, 1e-10);
     }
@@ -67,14 +69,18 @@ fn check_golden_states(mixer: &dyn SequenceMixer, case: &Golden) {
 
 fn check_state(states: &[LayerState], case: &Golden, moment: &str) {
     for (index, state) in states.iter().enumerate() {
-        let LayerState::Recurrent(state) = state else { panic!("a recurrent state") };
+        let (own_conv, own_scan) = match state {
+            LayerState::Recurrent(state) => (state.conv.clone(), state.scan.clone()),
+            LayerState::Slot(state) => state.values().unwrap(),
+            _ => panic!("a recurrent state"),
+        };
         let scan = case.get(&format!("ssm_state_{moment}")).narrow(0, index, 1).unwrap();
-        assert_close("scan state", &state.scan, &scan, 1e-10);
+        assert_close("scan state", &own_scan, &scan, 1e-10);
         // The authors keep one input more than the convolution needs.
         let conv = case.get(&format!("conv_state_{moment}")).narrow(0, index, 1).unwrap();
-        let width = state.conv.dims()[2];
+        let width = own_conv.dims()[2];
         let conv = conv.narrow(2, conv.dims()[2] - width, width).unwrap();
-        assert_close("conv state", &state.conv, &conv, 1e-10);
+        assert_close("conv state", &own_conv, &conv, 1e-10);
     }
 }
 
@@ -389,4 +395,56 @@ fn bad_shapes_and_states_are_named() {
     let x = randn(13, &[65, D_MODEL], DType::F64);
     let message = mixers[0].forward(&x, &long, None).unwrap_err().to_string();
     assert!(message.contains("sequence length is 65"), "{message}");
+}
+
+/// Without gradients Mamba-2 steps its states in place: the bits of one prompt at the invariant level, in
+/// any cut, for several sequences in any company, with and without a norm.
+#[test]
+fn mamba2_steps_have_the_bits_of_a_prompt() {
+    let dtype = DType::F32;
+    for rms_norm in [true, false] {
+        let params = ParamBuilder::init(3, dtype, Device::Cpu);
+        let config = tiny(2, None, rms_norm);
+        let mixer = Mamba2::build(&params, &config, 16, Format::Dense, 1.0).unwrap();
+        let x = randn(4, &[2, 40, 16], dtype);
+        let part = |start: usize, len: usize| {
+            x.narrow(1, start, len).unwrap().contiguous().unwrap().flatten(0, 1).unwrap()
+        };
+        let run = |cuts: &[usize]| {
+            let mut states: Vec<LayerState> =
+                (0..2).map(|_| mixer.init_state(dtype).unwrap()).collect();
+            // Marks share slots: what follows must not change them.
+            let mut marks = Vec::new();
+            let (mut start, mut outs) = (0, Vec::new());
+            for &len in cuts {
+                let batch = SeqBatch::equal(2, len).unwrap();
+                let mut borrowed: Vec<&mut LayerState> = states.iter_mut().collect();
+                let y = mixer.advance(&part(start, len), &batch, &mut borrowed, None).unwrap();
+                outs.push(y.reshape([2, len, 16]).unwrap());
+                start += len;
+                marks.push((states[0].clone(), digest(&states[0])));
+            }
+            for (mark, hash) in &marks {
+                assert_eq!(digest(mark), *hash);
+            }
+            let hashes: Vec<u64> = states.iter().map(digest).collect();
+            (Tensor::cat(&outs.iter().collect::<Vec<_>>(), 1).unwrap(), hashes)
+        };
+        danaus_tensor::with_level(danaus_tensor::Level::Invariant, || {
+            no_grad(|| {
+                let (expected, hashes) = run(&[40]);
+                for cuts in [vec![1; 40], vec![3, 7, 16, 14], vec![20, 1, 2, 17], vec![16, 16, 8]] {
+                    let (y, own) = run(&cuts);
+                    assert_close(&format!("{cuts:?}"), &y, &expected, 0.0);
+                    assert_eq!(own, hashes, "{cuts:?}");
+                }
+            });
+        });
+    }
+}
+
+fn digest(state: &LayerState) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    state.digest(&mut hasher).unwrap();
+    std::hash::Hasher::finish(&hasher)
 }

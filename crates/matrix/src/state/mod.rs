@@ -3,18 +3,21 @@
 //! A [`StatePool`] holds one slot per sequence and one [`LayerState`] per layer and slot. Whatever the
 //! mixer, a slot can be marked after each token, committed to any of the marks (speculative decoding
 //! keeps an accepted prefix), rolled back, snapshotted, restored and written to a file. Recurrent states
-//! are values that share storage until they change, so a mark of one costs nothing; a mark of a
-//! key-value cache is a length, and its snapshots share pages.
+//! are values that share storage until they change, so a mark of one costs nothing; those of Mamba-2 lie in
+//! slots of an arena and are stepped in place, a mark shares the slot; a mark of a key-value cache is a
+//! length, and its snapshots share pages.
 
 mod kv;
 mod pool;
 mod recurrent;
+mod slots;
 mod step;
 mod store;
 
 pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
+pub use slots::{DRAFT_TOKENS, STEP_TOKENS, SlotState};
 pub use step::{Fit, StepLists, StepMemory, StepPoint, StepTokens};
 
 use danaus_tensor::{Device, Result, Tensor};
@@ -28,6 +31,8 @@ pub enum LayerState {
     ConvKv(Tensor, KvState),
     /// A state of fixed size.
     Recurrent(RecurrentState),
+    /// The same in a slot of an arena.
+    Slot(SlotState),
 }
 
 /// A point that a state can return to.
@@ -39,6 +44,10 @@ pub enum Mark {
     ConvTokens(Tensor, usize),
     /// The state itself.
     Value(RecurrentState),
+    /// The slot that holds it.
+    Slot(SlotState),
+    /// So many accepted tokens of the last draft.
+    Accepted(usize),
 }
 
 impl LayerState {
@@ -48,6 +57,36 @@ impl LayerState {
             Self::Kv(state) => Mark::Tokens(state.len()),
             Self::ConvKv(conv, state) => Mark::ConvTokens(conv.clone(), state.len()),
             Self::Recurrent(state) => Mark::Value(state.clone()),
+            Self::Slot(state) => Mark::Slot(state.clone()),
+        }
+    }
+
+    /// Makes the next call a draft: all its tokens may be taken back.
+    ///
+    /// # Errors
+    /// For states that only come back to points marked one by one.
+    fn begin_draft(&mut self) -> Result<()> {
+        match self {
+            Self::Kv(_) => Ok(()),
+            Self::Slot(state) => {
+                state.begin_draft();
+                Ok(())
+            }
+            Self::ConvKv(..) | Self::Recurrent(_) => {
+                let remedy = "take drafts in token by token, with begin and append";
+                let what = format!("a draft in one call of a {} state", self.kind());
+                Err(danaus_tensor::Error::unsupported("state pool", what, remedy))
+            }
+        }
+    }
+
+    /// The point behind `accepted` of the `count` tokens of a draft, which were taken in.
+    fn draft_mark(&self, count: usize, accepted: usize) -> Mark {
+        match self {
+            Self::Kv(state) => Mark::Tokens(state.len() + accepted - count),
+            Self::Slot(_) => Mark::Accepted(accepted),
+            // Refused when the draft began.
+            Self::ConvKv(..) | Self::Recurrent(_) => self.mark(),
         }
     }
 
@@ -62,6 +101,7 @@ impl LayerState {
                 Self::ConvKv(conv.to_device(device)?, state.to_device(device)?)
             }
             Self::Recurrent(state) => Self::Recurrent(state.to_device(device)?),
+            Self::Slot(state) => Self::Slot(state.to_device(device)?),
         })
     }
 
@@ -74,6 +114,8 @@ impl LayerState {
                 state.truncate(*len);
             }
             (Self::Recurrent(state), Mark::Value(value)) => *state = value.clone(),
+            (Self::Slot(state), Mark::Slot(value)) => *state = value.clone(),
+            (Self::Slot(state), Mark::Accepted(count)) => state.accept(*count),
             // A mark belongs to the state it was made by; the pool keeps them together.
             _ => {}
         }
@@ -82,7 +124,7 @@ impl LayerState {
     /// A copy that outlives the company of other sequences cheaply.
     pub(crate) fn snapshot(&self) -> Result<Self> {
         match self {
-            Self::Kv(_) | Self::ConvKv(..) => Ok(self.clone()),
+            Self::Kv(_) | Self::ConvKv(..) | Self::Slot(_) => Ok(self.clone()),
             Self::Recurrent(state) => Ok(Self::Recurrent(state.alone()?)),
         }
     }
@@ -98,6 +140,7 @@ impl LayerState {
                 Ok(Self::ConvKv(conv.clone(), state.moved_beside(other)?))
             }
             (Self::Recurrent(state), Self::Recurrent(_)) => Ok(Self::Recurrent(state.clone())),
+            (Self::Slot(state), Self::Slot(other)) => Ok(Self::Slot(state.moved_beside(other)?)),
             _ => {
                 let valid = "a snapshot of a pool of the same model";
                 Err(danaus_tensor::Error::argument("state pool", "snapshot", "foreign", valid))
@@ -111,6 +154,7 @@ impl LayerState {
             Self::Kv(state) => state.bytes(),
             Self::ConvKv(conv, state) => conv.bytes() + state.bytes(),
             Self::Recurrent(state) => state.bytes(),
+            Self::Slot(state) => state.bytes(),
         }
     }
 
@@ -123,6 +167,7 @@ impl LayerState {
                 state.digest(hasher)
             }
             Self::Recurrent(state) => state.digest(hasher),
+            Self::Slot(state) => state.digest(hasher),
         }
     }
 }

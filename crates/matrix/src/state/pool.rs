@@ -144,6 +144,30 @@ impl StatePool {
         Ok(())
     }
 
+    /// Begins a draft whose tokens every layer takes in with one call, at most
+    /// [`DRAFT_TOKENS`](super::DRAFT_TOKENS) of them. Nothing is copied for it: caches are cut, recurrent
+    /// states replay what is accepted with their next step.
+    ///
+    /// # Errors
+    /// When the slot was released, or a layer's state only goes back to points marked one by one.
+    pub fn begin_draft(&mut self, slot: Slot) -> Result<()> {
+        let entry = self.entry(slot)?;
+        entry.marks.clear();
+        entry.layers.iter_mut().try_for_each(LayerState::begin_draft)
+    }
+
+    /// Notes the `count` tokens of a draft after every layer has taken them in; `commit` says how many stay.
+    ///
+    /// # Errors
+    /// When the slot was released.
+    pub fn append_draft(&mut self, slot: Slot, count: usize) -> Result<()> {
+        let entry = self.entry(slot)?;
+        let marks =
+            |accepted| entry.layers.iter().map(|layer| layer.draft_mark(count, accepted)).collect();
+        entry.marks = (0..=count).map(marks).collect();
+        Ok(())
+    }
+
     /// Keeps the first `accepted` tentative tokens and forgets the rest.
     ///
     /// # Errors

@@ -64,7 +64,8 @@ impl RecurrentState {
                 row.is_some_and(|(other, row)| Arc::ptr_eq(batch, other) && *row == at)
             };
             if batch.scan.dims()[0] == states.len() && states.iter().enumerate().all(in_place) {
-                let conv = if states[0].counts() { Self::counted(states)? } else { batch.conv.clone() };
+                let conv =
+                    if states[0].counts() { Self::counted(states)? } else { batch.conv.clone() };
                 return Ok((conv, batch.scan.clone()));
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! A recorded step reads and writes fixed places. [`StepMemory`] has them: the states of recurrent layers,
 //! which the step reads first and overwrites last, and the lists that change from step to step (token
-//! ids, positions, lengths, page tables), which are rewritten before each replay. Key-value caches lie in
-//! arenas that stay where they are until they grow. A round is
+//! ids, positions, lengths, page tables, slots), which are rewritten before each replay. Key-value caches
+//! and the slots of Mamba-2 lie in arenas that stay where they are until they grow. A round is
 //!
 //! ```text
 //! enter_step                       room for a token, states and lists in their places; or why not
@@ -44,8 +44,9 @@ pub struct StepLists {
     /// Positions are below this.
     pub room: usize,
     sequences: Tensor,
+    /// Page tables and lists of slots.
     tables: Vec<Tensor>,
-    /// Of each key-value layer: its arena, and the index of its table.
+    /// Of each layer with an arena: which, and the index of its table.
     layers: Vec<(usize, usize)>,
 }
 
@@ -62,9 +63,14 @@ impl StepLists {
 
     /// The lists of the layer with this arena.
     pub(super) fn cache(&self, arena: usize) -> Option<CacheTables> {
-        let (_, table) = self.layers.iter().find(|(own, _)| *own == arena)?;
-        let pages = self.tables.get(*table)?.clone();
+        let pages = self.slots(arena)?;
         Some(CacheTables { sequences: self.sequences.clone(), pages })
+    }
+
+    /// The slots of the layer with this arena, or its page table.
+    pub(super) fn slots(&self, arena: usize) -> Option<Tensor> {
+        let (_, table) = self.layers.iter().find(|(own, _)| *own == arena)?;
+        self.tables.get(*table).cloned()
     }
 }
 
@@ -79,11 +85,11 @@ pub struct StepTokens<'a> {
 /// The places of a recorded step.
 pub struct StepMemory {
     lists: Arc<StepLists>,
-    /// Page tables as they were written last.
+    /// Page tables and lists of slots as they were written last.
     written: Vec<Vec<i32>>,
     /// Rows of recurrent layers; `None` for the others.
     recurrent: Vec<Option<Arc<Batch>>>,
-    /// Addresses of the key-value layers' arenas.
+    /// Addresses of the layers' arenas, where they have one.
     arenas: Vec<[u64; 2]>,
 }
 
@@ -94,7 +100,7 @@ pub enum Fit {
     Fits,
     /// A text has grown beyond the room of the lists.
     Longer,
-    /// An arena has grown, or page tables of layers have parted.
+    /// An arena has grown, or page tables or slots of layers have parted.
     Moved,
     /// Somebody else holds states that the step would overwrite.
     Shared,
@@ -108,9 +114,42 @@ impl StepMemory {
 }
 
 /// A point that all layers of some slots return to.
-pub struct StepPoint(Vec<(usize, Vec<Mark>)>);
+pub struct StepPoint(Vec<(usize, Vec<Option<Mark>>)>);
 
-/// Page tables of the key-value layers, in turn: `[sequences * pages]`.
+/// What a step reads about where the states of a layer lie in their arena.
+struct Place {
+    arena: usize,
+    addresses: [u64; 2],
+    /// A page table `[sequences * pages]` or slots `[sequences]`; `None` where a slot is shared.
+    numbers: Option<Vec<i32>>,
+}
+
+impl Place {
+    /// Of states in an arena.
+    fn of(states: &[&mut LayerState], pages: usize) -> Result<Option<Self>> {
+        Ok(match states.first() {
+            Some(LayerState::Kv(state)) => Some(Self {
+                arena: state.arena_key(),
+                addresses: state.addresses()?,
+                numbers: Some(page_table(states, pages)),
+            }),
+            Some(LayerState::Slot(state)) => Some(Self {
+                arena: state.arena_key(),
+                addresses: state.addresses()?,
+                numbers: states.iter().map(|state| settled(state)).collect(),
+            }),
+            _ => None,
+        })
+    }
+}
+
+fn settled(state: &LayerState) -> Option<i32> {
+    match state {
+        LayerState::Slot(state) => state.settled().map(|slot| slot as i32),
+        _ => None,
+    }
+}
+
 fn page_table(states: &[&mut LayerState], pages: usize) -> Vec<i32> {
     let mut table = vec![0i32; states.len() * pages];
     for (state, row) in states.iter().zip(table.chunks_mut(pages.max(1))) {
@@ -130,7 +169,7 @@ impl StatePool {
     pub fn unrecorded_kind(&self) -> Option<&'static str> {
         // What lies behind a convolution keeps its inputs in tensors of their own, one a sequence.
         let known = |layer: &&LayerState| {
-            matches!(layer, LayerState::Kv(_) | LayerState::Recurrent(_))
+            matches!(layer, LayerState::Kv(_) | LayerState::Recurrent(_) | LayerState::Slot(_))
         };
         self.fresh.iter().find(|layer| !known(layer)).map(LayerState::kind)
     }
@@ -144,30 +183,36 @@ impl StatePool {
         let pages = table_pages(ends.iter().max().map_or(1, |end| end.div_ceil(PAGE)));
         let (mut written, mut layers) = (Vec::<Vec<i32>>::new(), Vec::new());
         let (mut recurrent, mut arenas) = (Vec::new(), Vec::new());
-        let mut counted = false;
+        let mut bounded = false;
         for layer in 0..self.depth() {
             let mut states = self.layer(slots, layer)?;
             make_room(&mut states)?;
             recurrent.push(match states.first() {
                 Some(LayerState::Recurrent(state)) => {
-                    counted |= state.counts();
+                    bounded |= state.counts();
                     Some(state.memory(slots.len())?)
                 }
                 Some(LayerState::Kv(state)) => {
+                    bounded = true;
                     state.reserve(FREE_PAGES * slots.len())?;
-                    let (table, arena) = (page_table(&states, pages), state.arena_key());
-                    arenas.push(state.addresses()?);
-                    let known = written.iter().position(|other| *other == table);
-                    layers.push((arena, known.unwrap_or(written.len())));
-                    written.extend(known.is_none().then_some(table));
                     None
                 }
                 _ => None,
             });
+            if let Some(place) = Place::of(&states, pages)? {
+                // Shared slots are found again when the step is entered.
+                let table = place.numbers.unwrap_or_else(|| vec![0; slots.len()]);
+                let known = written.iter().position(|other| *other == table);
+                layers.push((place.arena, known.unwrap_or(written.len())));
+                written.extend(known.is_none().then_some(table));
+                arenas.push(place.addresses);
+            }
         }
-        let bounded = counted || !layers.is_empty();
         let numbers = || Tensor::zeros([slots.len()], danaus_tensor::DType::I64, device);
-        let table = |table: &Vec<i32>| Tensor::from_slice(table, [slots.len(), pages], device);
+        let table = |table: &Vec<i32>| match table.len() == slots.len() {
+            true => Tensor::from_slice(table, [slots.len()], device),
+            false => Tensor::from_slice(table, [slots.len(), pages], device),
+        };
         let lists = StepLists {
             ids: numbers()?,
             rows: numbers()?,
@@ -206,25 +251,22 @@ impl StatePool {
         for layer in 0..self.depth() {
             let mut states = self.layer(slots, layer)?;
             make_room(&mut states)?;
-            match (states.first(), &memory.recurrent[layer]) {
-                (Some(LayerState::Kv(state)), _) => {
-                    let (arena, index) = memory.lists.layers[cache];
-                    // A pool that has become another would have other arenas.
-                    if arena != state.arena_key() || state.addresses()? != memory.arenas[cache] {
-                        return Ok(Fit::Moved);
-                    }
-                    let table = page_table(&states, room / PAGE);
-                    if tables[index].get_or_insert_with(|| table.clone()) != &table {
-                        return Ok(Fit::Moved);
-                    }
-                    cache += 1;
+            if let Some(rows) = &memory.recurrent[layer]
+                && !RecurrentState::may_overwrite(&recurrent(&mut states), rows)
+            {
+                return Ok(Fit::Shared);
+            }
+            if let Some(place) = Place::of(&states, room / PAGE)? {
+                let (arena, index) = memory.lists.layers[cache];
+                // A pool that has become another would have other arenas.
+                if arena != place.arena || place.addresses != memory.arenas[cache] {
+                    return Ok(Fit::Moved);
                 }
-                (Some(LayerState::Recurrent(_)), Some(rows)) => {
-                    if !RecurrentState::may_overwrite(&recurrent(&mut states), rows) {
-                        return Ok(Fit::Shared);
-                    }
+                let Some(table) = place.numbers else { return Ok(Fit::Shared) };
+                if tables[index].get_or_insert_with(|| table.clone()) != &table {
+                    return Ok(Fit::Moved);
                 }
-                _ => {}
+                cache += 1;
             }
         }
         for (layer, rows) in memory.recurrent.iter().enumerate() {
@@ -265,6 +307,8 @@ impl StatePool {
                 match state {
                     LayerState::Kv(state) | LayerState::ConvKv(_, state) => state.count_one(),
                     LayerState::Recurrent(state) => state.count_one()?,
+                    // In place, and without a count.
+                    LayerState::Slot(_) => {}
                 }
             }
         }
@@ -280,7 +324,12 @@ impl StatePool {
         for &slot in slots {
             let mut marks = Vec::with_capacity(self.depth());
             for layer in 0..self.depth() {
-                marks.extend(self.layer(&[slot], layer)?.iter().map(|state| state.mark()));
+                let marked = |state: &&mut LayerState| match state {
+                    // A mark would share the slot, and the step leave it; its host side does not change.
+                    LayerState::Slot(_) => None,
+                    state => Some(state.mark()),
+                };
+                marks.extend(self.layer(&[slot], layer)?.iter().map(marked));
             }
             points.push((self.tokens(slot)?, marks));
         }
@@ -294,7 +343,8 @@ impl StatePool {
     pub fn return_to(&mut self, slots: &[Slot], point: &StepPoint) -> Result<()> {
         for (&slot, (tokens, marks)) in slots.iter().zip(&point.0) {
             for (layer, mark) in marks.iter().enumerate() {
-                self.layer(&[slot], layer)?.into_iter().for_each(|state| state.rewind(mark));
+                let states = self.layer(&[slot], layer)?.into_iter();
+                states.zip(mark).for_each(|(state, mark)| state.rewind(mark));
             }
             self.set_tokens(slot, *tokens)?;
         }

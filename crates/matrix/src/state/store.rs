@@ -13,7 +13,7 @@ impl LayerState {
         match self {
             Self::Kv(_) => "kv",
             Self::ConvKv(..) => "conv-kv",
-            Self::Recurrent(_) => "recurrent",
+            Self::Recurrent(_) | Self::Slot(_) => "recurrent",
         }
     }
 
@@ -30,6 +30,10 @@ impl LayerState {
             }
             Self::Recurrent(state) => {
                 vec![("conv", state.conv.clone()), ("scan", state.scan.clone())]
+            }
+            Self::Slot(state) => {
+                let (conv, scan) = state.values()?;
+                vec![("conv", conv), ("scan", scan)]
             }
         })
     }
@@ -68,6 +72,10 @@ impl LayerState {
             Self::Recurrent(state) => {
                 let (conv, scan) = (like("conv", &state.conv)?, like("scan", &state.scan)?);
                 Self::Recurrent(RecurrentState::new(conv, scan))
+            }
+            Self::Slot(state) => {
+                let (conv, scan) = state.values()?;
+                Self::Slot(state.filled(&like("conv", &conv)?, &like("scan", &scan)?)?)
             }
         })
     }

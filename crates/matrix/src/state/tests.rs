@@ -4,7 +4,7 @@ use super::*;
 use crate::SeqBatch;
 use crate::mixer::{Attention, AttentionConfig, Mamba2, Mamba2Config, SequenceMixer};
 use crate::structured::Format;
-use danaus_tensor::{DType, Device, ParamBuilder, Tensor};
+use danaus_tensor::{DType, Device, ParamBuilder, Tensor, no_grad};
 use danaus_testkit::{assert_close, randn};
 
 const D_MODEL: usize = 8;
@@ -63,6 +63,66 @@ fn an_accepted_prefix_is_as_if_the_rest_never_was() {
         assert_eq!(pool.tokens(slot).unwrap(), 3 + accepted);
         let (a, b) = (step(&layers, &mut pool, slot, 99), step(&layers, &mut pool, plain, 99));
         assert_close("after the commit", &a, &b, 0.0);
+    }
+}
+
+/// Drafts of several tokens in one call, caches and recurrent states beside each other, one sequence that
+/// drafts and one that does not: the outputs of single steps over what was accepted.
+#[test]
+fn drafts_in_one_call_are_as_if_the_rest_never_was() {
+    let layers: Vec<_> = layers().into_iter().enumerate().filter(|(at, _)| *at != 1).collect();
+    let layers: Vec<_> = layers.into_iter().map(|(_, layer)| layer).collect();
+    let tokens = |seed: u64, count: usize| -> Tensor {
+        let all: Vec<Tensor> =
+            (0..count).map(|at| randn(seed + at as u64, &[1, D_MODEL], DType::F64)).collect();
+        Tensor::cat(&all.iter().collect::<Vec<_>>(), 0).unwrap()
+    };
+    let call = |pool: &mut StatePool, slots: &[Slot], x: Tensor| {
+        let batch = SeqBatch::equal(slots.len(), x.dims()[0] / slots.len()).unwrap();
+        layers.iter().enumerate().fold(x, |x, (index, layer)| {
+            let mut states = pool.layer(slots, index).unwrap();
+            no_grad(|| layer.advance(&x, &batch, &mut states, None)).unwrap()
+        })
+    };
+    for accepted in 0..=4usize {
+        let mut pool = pool(&layers, 3);
+        let [slot, plain, other] = [(); 3].map(|()| pool.reserve().unwrap());
+        for place in [slot, plain, other] {
+            call(&mut pool, &[place], tokens(0, 5));
+            pool.advance(place, 5).unwrap();
+        }
+        for round in 0..3u64 {
+            let seed = 100 + 10 * round;
+            pool.begin_draft(slot).unwrap();
+            let both = Tensor::cat(&[&tokens(seed, 4), &tokens(seed, 4)], 0).unwrap();
+            let tried = call(&mut pool, &[slot, other], both).narrow(0, 0, 4).unwrap();
+            pool.append_draft(slot, 4).unwrap();
+            pool.commit(slot, accepted).unwrap();
+            pool.advance(other, 4).unwrap();
+            for at in 0..accepted {
+                let y = call(&mut pool, &[plain], tokens(seed + at as u64, 1));
+                assert_close("a draft's", &tried.narrow(0, at, 1).unwrap(), &y, 1e-12);
+            }
+            pool.advance(plain, accepted).unwrap();
+            assert_eq!(pool.tokens(slot).unwrap(), pool.tokens(plain).unwrap());
+        }
+        // More than a draft can have is refused before anything changes.
+        pool.begin_draft(slot).unwrap();
+        let mut states = pool.layer(&[slot], 1).unwrap();
+        let batch = SeqBatch::equal(1, 20).unwrap();
+        let long = tokens(200, 20);
+        let refused = no_grad(|| layers[1].advance(&long, &batch, &mut states, None));
+        assert!(refused.unwrap_err().to_string().contains("draft"));
+        pool.append_draft(slot, 0).unwrap();
+        pool.commit(slot, 0).unwrap();
+        // A prompt behind a draft, and the one that took everything in.
+        let long = tokens(300, 20);
+        let (a, b) = (call(&mut pool, &[slot], long.clone()), call(&mut pool, &[plain], long));
+        assert_close("a prompt behind it", &a, &b, 1e-12);
+        if accepted == 4 {
+            let long = tokens(300, 20);
+            assert_close("beside it", &call(&mut pool, &[other], long), &b, 1e-12);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! them run as one parallel loop. Pieces depend on shapes alone, and elements are independent, so the
 //! result has the same bits on any number of threads.
 
-use super::rules::{Kind, Piece, Real, Rule, Update};
+use super::rules::{Piece, Real, Update};
 use danaus_kernel::ops::optimizer::{self, Job as GpuJob, Step};
 use danaus_runtime::{simd, threads};
 use danaus_tensor::{Result, Tensor};
@@ -15,7 +15,7 @@ pub const PIECE: usize = 16 * 1024;
 pub type Job<'a, 's> = (&'a Tensor, &'s mut [Tensor], bool);
 
 /// Applies the rule to every parameter.
-pub fn run<R: Real>(rule: &Rule, values: &mut [&mut Tensor], jobs: &mut [Job]) -> Result<()> {
+pub fn run<R: Real>(rule: &Step, values: &mut [&mut Tensor], jobs: &mut [Job]) -> Result<()> {
     // Every piece is taken by exactly one task; the lock is what makes that safe code, and is free
     // of contention.
     let mut pieces = Vec::new();
@@ -47,15 +47,7 @@ pub fn run<R: Real>(rule: &Rule, values: &mut [&mut Tensor], jobs: &mut [Job]) -
 }
 
 /// Applies the rule to every parameter where they lie on a GPU.
-pub fn run_on_gpu(rule: &Rule, values: &mut [&mut Tensor], jobs: &mut [Job]) -> Result<()> {
-    let Rule { kind, lr, shrink, grad_scale } = *rule;
-    let kind = match kind {
-        Kind::AdamW { beta1, beta2, eps, correction1, correction2 } => {
-            optimizer::Kind::AdamW { beta1, beta2, eps, correction1, correction2 }
-        }
-        Kind::Lion { beta1, beta2 } => optimizer::Kind::Lion { beta1, beta2 },
-        Kind::Sgd { momentum, nesterov } => optimizer::Kind::Sgd { momentum, nesterov },
-    };
+pub fn run_on_gpu(rule: &Step, values: &mut [&mut Tensor], jobs: &mut [Job]) -> Result<()> {
     // What a snapshot or a checkpoint still holds is copied before it is changed.
     for (_, slots, _) in jobs.iter_mut() {
         for slot in slots.iter_mut() {
@@ -70,5 +62,5 @@ pub fn run_on_gpu(rule: &Rule, values: &mut [&mut Tensor], jobs: &mut [Job]) -> 
         slots,
         decays: *decays,
     });
-    optimizer::update(&Step { kind, lr, shrink, grad_scale }, &mut jobs.collect::<Vec<_>>())
+    optimizer::update(rule, &mut jobs.collect::<Vec<_>>())
 }

@@ -31,7 +31,6 @@ pub use config::{AdamW, Lion, Muon, OptimizerConfig, Sgd};
 use crate::{Error, Result};
 use danaus_tensor::param::TensorSource;
 use danaus_tensor::{DType, Param, ParamSet, Tensor, update_all};
-use rules::Rule;
 
 /// Names under which the state of a parameter is saved, after the parameter's own name and a dot.
 const SLOT_NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
@@ -104,7 +103,7 @@ impl Optimizer {
             return Err(Error::Internal(format!("{found} gradients, {expected} parameters")));
         }
         self.step += 1;
-        let rule = Rule::new(&self.config, self.step, grad_scale, lr_factor);
+        let rule = rules::step(&self.config, self.step, grad_scale, lr_factor);
         let mut jobs = Vec::new();
         let mut params = Vec::new();
         for (index, (param, slots)) in self.params.iter().zip(&mut self.slots).enumerate() {

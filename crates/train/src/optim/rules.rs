@@ -3,6 +3,7 @@
 
 use super::OptimizerConfig;
 use super::config::{AdamW, Lion, Sgd};
+use danaus_kernel::ops::optimizer::{Kind, Step};
 use danaus_runtime::simd::{Kernel, Simd};
 use num_traits::Float;
 
@@ -41,54 +42,20 @@ pub struct Piece<'a, R> {
     pub decays: bool,
 }
 
-/// A rule with the numbers of one step.
-#[derive(Clone, Copy, Debug)]
-pub struct Rule {
-    pub kind: Kind,
-    /// Learning rate of this step.
-    pub lr: f64,
-    /// Factor of parameters that decay: `1 - lr weight_decay`.
-    pub shrink: f64,
-    pub grad_scale: f64,
-}
-
-/// What is particular to each rule.
-#[derive(Clone, Copy, Debug)]
-pub enum Kind {
-    /// `correction1 = 1 - beta1^t`, `correction2 = 1 - beta2^t`.
-    AdamW {
-        beta1: f64,
-        beta2: f64,
-        eps: f64,
-        correction1: f64,
-        correction2: f64,
-    },
-    Lion {
-        beta1: f64,
-        beta2: f64,
-    },
-    Sgd {
-        momentum: f64,
-        nesterov: bool,
-    },
-}
-
-impl Rule {
-    /// The rule for update number `t` (from 1) of the parameters that go through the fused pass.
-    pub fn new(config: &OptimizerConfig, t: u64, grad_scale: f64, lr_factor: f64) -> Self {
-        let (kind, lr, weight_decay) = match config {
-            OptimizerConfig::AdamW(adamw) => adam(adamw, t),
-            OptimizerConfig::Muon(muon) => adam(&muon.rest, t),
-            OptimizerConfig::Lion(Lion { lr, beta1, beta2, weight_decay }) => {
-                (Kind::Lion { beta1: *beta1, beta2: *beta2 }, *lr, *weight_decay)
-            }
-            OptimizerConfig::Sgd(Sgd { lr, momentum, nesterov, weight_decay }) => {
-                (Kind::Sgd { momentum: *momentum, nesterov: *nesterov }, *lr, *weight_decay)
-            }
-        };
-        let lr = lr * lr_factor;
-        Self { kind, lr, shrink: 1.0 - lr * weight_decay, grad_scale }
-    }
+/// The numbers of update `t` (from 1) for the parameters that go through the fused pass.
+pub fn step(config: &OptimizerConfig, t: u64, grad_scale: f64, lr_factor: f64) -> Step {
+    let (kind, lr, weight_decay) = match config {
+        OptimizerConfig::AdamW(adamw) => adam(adamw, t),
+        OptimizerConfig::Muon(muon) => adam(&muon.rest, t),
+        OptimizerConfig::Lion(Lion { lr, beta1, beta2, weight_decay }) => {
+            (Kind::Lion { beta1: *beta1, beta2: *beta2 }, *lr, *weight_decay)
+        }
+        OptimizerConfig::Sgd(Sgd { lr, momentum, nesterov, weight_decay }) => {
+            (Kind::Sgd { momentum: *momentum, nesterov: *nesterov }, *lr, *weight_decay)
+        }
+    };
+    let lr = lr * lr_factor;
+    Step { kind, lr, shrink: 1.0 - lr * weight_decay, grad_scale }
 }
 
 fn adam(config: &AdamW, t: u64) -> (Kind, f64, f64) {
@@ -106,7 +73,7 @@ fn adam(config: &AdamW, t: u64) -> (Kind, f64, f64) {
 
 /// One rule on one piece, as a SIMD kernel.
 pub struct Update<'a, 'b, R> {
-    pub rule: &'a Rule,
+    pub rule: &'a Step,
     pub piece: &'a mut Piece<'b, R>,
 }
 

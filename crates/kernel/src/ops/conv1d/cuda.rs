@@ -115,12 +115,15 @@ impl Conv<'_> {
         row.is_multiple_of(16) && addresses.iter().all(|at| at.is_multiple_of(16))
     }
 
-    /// A block for 32 pieces of 8 tiles of 8 tokens.
+    /// A block for 32 pieces of 4 tiles of 8 tokens.
     fn tiles(&self) -> Result<Launch> {
         let channels = self.weight.dims()[0];
         let pieces = channels * self.x.dtype().size() / 16;
         let tokens = self.x.elem_count() / channels;
-        threads(256 * pieces.div_ceil(32) * tokens.div_ceil(64))
+        Ok(Launch {
+            block: [128, 1, 1],
+            ..threads(256 * pieces.div_ceil(32) * tokens.div_ceil(32))?
+        })
     }
 
     /// Elements of the states of all runs.

@@ -58,7 +58,7 @@ pub struct ConvOptions {
 }
 
 /// `[channels, width]`, whatever of both forms was given, in the type of parameters beside `dtype`.
-fn taps(op: &'static str, weight: &Tensor, dtype: DType) -> Result<Tensor> {
+pub(crate) fn taps(op: &'static str, weight: &Tensor, dtype: DType) -> Result<Tensor> {
     let weight = match weight.dims() {
         [_, _] => weight.clone(),
         [_, 1, _] => weight.squeeze(1)?,

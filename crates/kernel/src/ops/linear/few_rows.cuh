@@ -63,6 +63,15 @@ few_rows(const Quad* x, const Quad* weight, const T* bias, const T* residual, T*
             const int next = first + 32 * (DEPTH + d);
             if (next < pieces) ahead[d] = stream(weights + next);
         }
+        if (first + 32 * (DEPTH - 1) < pieces) {
+            // Without a bound in between, the parts of x are on their way together.
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d)
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r)
+                    sum[r] = dot(now[d], x[r * pieces + first + 32 * d], sum[r], T());
+            continue;
+        }
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
             const int at = first + 32 * d;

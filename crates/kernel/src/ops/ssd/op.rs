@@ -30,12 +30,12 @@ pub struct SsdOptions {
 }
 
 impl SsdOptions {
-    pub(super) fn steps(&self) -> Steps {
+    pub(crate) fn steps(&self) -> Steps {
         let dt_limit = self.dt_limit.unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
         Steps { dt_softplus: self.dt_softplus, dt_limit }
     }
 
-    pub(super) fn check_limits(&self, op: &'static str) -> Result<()> {
+    pub(crate) fn check_limits(&self, op: &'static str) -> Result<()> {
         match self.dt_limit {
             Some((low, high)) if !(low >= 0.0 && low <= high) => {
                 let valid = "two numbers with 0 <= low <= high";

@@ -4,7 +4,7 @@ use super::{LanguageModelling, LmData, LmOptions};
 use crate::guard;
 use crate::progress::{Observer, Summary};
 use crate::report::{self, Measure, Report, ResultRow};
-use crate::task::{MemoryTerm, Sample, Task};
+use crate::task::{Sample, Task};
 use crate::trainer::{self, Start, Trainer};
 use crate::{Error, Result, TrainConfig};
 use danaus_model::decoder::Compute;
@@ -226,10 +226,7 @@ fn check_sizes(config: &Config, request: &LmRun) -> Result<()> {
         return Err(Error::config("row_tokens", row_tokens, valid));
     }
     let tokens = rows.saturating_mul(row_tokens);
-    let terms = config.training_bytes(tokens, request.compute.recompute)?;
-    let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
-    let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
-    guard::check_memory(&terms, guard::available_memory(&request.compute.device)?)
+    guard::check_model(config, tokens, &request.compute)
 }
 
 fn finish(

@@ -9,6 +9,7 @@ pub mod examples;
 pub mod run;
 
 use crate::task::{Identity, Loss, MemoryTerm, Moment, Task, Validation};
+use crate::tasks::lm::LanguageModel;
 use crate::{Error, Result};
 use danaus_matrix::SeqBatch;
 use danaus_model::Decoder;
@@ -232,28 +233,22 @@ impl Task for Recalling {
     }
 
     fn identity(&self) -> Result<Identity> {
-        let config = serde_json::to_value(self.decoder.config());
-        let config =
-            config.map_err(|error| Error::Internal(format!("the model's config: {error}")))?;
         let Recall { kind, vocab_size, length, pairs, seed } = self.options.recall;
         let task = format!(
             "{} of {pairs} in {length}, {vocab_size} tokens, seed {seed}, {}",
             kind.name(),
             self.options.examples.map_or("fresh".to_string(), |count| format!("{count} examples"))
         );
-        Ok(Identity { task, model: config, tokenizer: None })
+        Ok(Identity { task, model: LanguageModel::config(&self.decoder)?, tokenizer: None })
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
-        Ok(danaus_model::checkpoint::save_config(&self.decoder, folder)?)
+        LanguageModel::save(&self.decoder, folder)
     }
 
     fn memory(&self) -> Vec<MemoryTerm> {
         let tokens = self.options.rows * self.options.recall.length;
-        let recompute = self.decoder.compute().recompute;
-        let terms = self.decoder.config().training_bytes(tokens, recompute).unwrap_or_default();
-        let activations = terms.iter().filter(|(what, _)| *what == "activations");
-        let bytes = activations.map(|(_, bytes)| bytes).sum();
+        let bytes = self.decoder.activation_bytes(tokens);
         vec![MemoryTerm { what: "activations".to_string(), bytes }]
     }
 }

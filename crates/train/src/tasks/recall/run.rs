@@ -4,7 +4,7 @@ use super::examples::Recall;
 use super::{RecallOptions, Recalling, Score, accuracy};
 use crate::progress::{Observer, Summary};
 use crate::report::{self, Measure, Report, ResultRow};
-use crate::task::{MemoryTerm, Task};
+use crate::task::Task;
 use crate::trainer::{self, Start, Trainer};
 use crate::{Error, Result, TrainConfig, guard};
 use danaus_model::decoder::Compute;
@@ -73,7 +73,8 @@ pub fn run(request: &RecallRun, observer: &mut dyn Observer, stop: &AtomicBool) 
     }
     trainer::check_folder(&request.out, request.start)?;
     let config = model_config(request)?;
-    check_memory(&config, request)?;
+    let tokens = request.options.rows.saturating_mul(request.options.recall.length);
+    guard::check_model(&config, tokens, &request.compute)?;
     let decoder = Decoder::init(&config, request.config.seed, request.compute)?;
     let parameters = decoder.params().elem_count();
     let mut task = Recalling::new(decoder, request.options)?;
@@ -106,14 +107,6 @@ fn model_config(request: &RecallRun) -> Result<Config> {
     let config = Config { max_positions, ..config };
     config.check()?;
     Ok(config)
-}
-
-fn check_memory(config: &Config, request: &RecallRun) -> Result<()> {
-    let tokens = request.options.rows.saturating_mul(request.options.recall.length);
-    let terms = config.training_bytes(tokens, request.compute.recompute)?;
-    let named = |(what, bytes): (&str, u64)| MemoryTerm { what: what.to_string(), bytes };
-    let terms: Vec<MemoryTerm> = terms.into_iter().map(named).collect();
-    guard::check_memory(&terms, guard::available_memory(&request.compute.device)?)
 }
 
 fn write_scores(request: &RecallRun, scores: &[(usize, Score)], summary: &Summary) -> Result<()> {

@@ -47,7 +47,7 @@ pub fn recurrent(core: &Core, y: Target, final_state: &mut [f32]) {
 }
 
 /// Takes one head's state through the tokens of a run.
-fn walk(core: &Core, run: Run, head: usize, state: &mut [f32], y: Target) {
+pub(crate) fn walk(core: &Core, run: Run, head: usize, state: &mut [f32], y: Target) {
     let (heads, p, n) = (core.shape.heads, core.shape.head_dim, core.shape.d_state);
     let group = head / core.shape.heads_per_group();
     let narrow = || Scratch::<f32>::new(padded(p));
