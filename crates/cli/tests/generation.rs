@@ -198,3 +198,36 @@ fn errors_are_one_line() {
     let line = refusal(&["chat", "--model", m, "--once", "Hi"]);
     assert!(line.contains("chat_template.jinja"), "{line}");
 }
+
+/// `--compute int8` works on quantised weights and is refused by name on others, by every command that
+/// takes it.
+#[test]
+fn int8_is_for_quantised_weights() {
+    let path = |name: &str| golden(name).to_str().unwrap().to_string();
+    let file = golden("llama-gqa.text.json");
+    let text = file.to_str().unwrap();
+    for name in ["llama-gqa", "llama3-rope-tied-bf16"] {
+        let model = path(name);
+        let commands: [&[&str]; 3] = [
+            &["generate", "--model", &model, "--prompt", "a", "--compute", "int8"],
+            &["eval", "ppl", "--model", &model, "--text", text, "--compute", "int8"],
+            &["bench", "generate", "--model", &model, "--batch", "1", "--compute", "int8"],
+        ];
+        for command in commands {
+            let line = refusal(command);
+            assert!(line.contains("compute is int8"), "{command:?}: {line}");
+            assert!(line.contains("needs f32 activations and weights of q4_0"), "{line}");
+        }
+    }
+    let model = path("llama-q8_0.gguf");
+    let ask = |compute: &str| {
+        let ids = ["--prompt-ids", "1,2,3,4,5", "-n", "4", "--temperature", "0", "--ignore-eos"];
+        let model = ["generate", "--model", &model, "--compute", compute, "--json"];
+        json_lines(&[&model[..], &ids[..]].concat()).remove(0)
+    };
+    let (exact, rounded) = (ask("f32"), ask("int8"));
+    assert_eq!(rounded["tokens"].as_array().unwrap().len(), 4);
+    assert_ne!(exact["log_probs"], rounded["log_probs"], "nothing was rounded");
+    let line = refusal(&["generate", "--model", &model, "--prompt", "a", "--compute", "int4"]);
+    assert!(line.contains("valid is f32, bf16 or int8"), "{line}");
+}

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::config::{Config, MixerKind, MlpConfig, NormConfig, NormKind, parse_activation};
 use danaus_kernel::ops::activation::{Activation, gated_packed};
+use danaus_kernel::ops::dropout::{Dropout, dropout};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::norm::{Affine, layer_norm, rms_norm};
 use danaus_matrix::mixer::{Attention, LinearAttention, Mamba1, Mamba2, Rope};
@@ -185,14 +186,20 @@ impl Block {
         &*self.mixer
     }
 
-    /// Packed tokens from empty states.
+    /// Packed tokens from empty states; `drops` says what of the mixers' outputs is dropped.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn forward(&self, x: &Tensor, batch: &SeqBatch) -> Result<Tensor> {
-        let mixed = self
-            .branch(&self.norm, x, |h, residual| Ok(self.mixer.forward(h, batch, residual)?))?;
-        self.channel_mix(mixed)
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        batch: &SeqBatch,
+        drops: [Option<Dropout>; 2],
+    ) -> Result<Tensor> {
+        let [of_mixer, of_mlp] = drops;
+        let mix =
+            |h: &Tensor, residual: Option<&Tensor>| Ok(self.mixer.forward(h, batch, residual)?);
+        self.channel_mix(self.branch(&self.norm, x, of_mixer, mix)?, of_mlp)
     }
 
     /// The next tokens of several sequences.
@@ -205,31 +212,37 @@ impl Block {
         batch: &SeqBatch,
         states: &mut [&mut LayerState],
     ) -> Result<Tensor> {
-        let mixed = self.branch(&self.norm, x, |h, residual| {
+        let mixed = self.branch(&self.norm, x, None, |h, residual| {
             Ok(self.mixer.advance(h, batch, states, residual)?)
         })?;
-        self.channel_mix(mixed)
+        self.channel_mix(mixed, None)
     }
 
-    fn channel_mix(&self, x: Tensor) -> Result<Tensor> {
+    fn channel_mix(&self, x: Tensor, drop: Option<Dropout>) -> Result<Tensor> {
         match &self.mlp {
-            Some((norm, mlp)) => self.branch(norm, &x, |h, residual| mlp.forward(h, residual)),
+            Some((norm, mlp)) => {
+                self.branch(norm, &x, drop, |h, residual| mlp.forward(h, residual))
+            }
             None => Ok(x),
         }
     }
 
-    /// `x + f(norm(x))`; `f` adds the residual itself where dtypes allow.
+    /// `x + drop(f(norm(x)))`; `f` adds the residual itself where nothing comes between.
     fn branch(
         &self,
         norm: &Norm,
         x: &Tensor,
+        drop: Option<Dropout>,
         f: impl FnOnce(&Tensor, Option<&Tensor>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let h = norm.forward(x)?;
-        if x.dtype() == self.dtype {
+        if x.dtype() == self.dtype && drop.is_none() {
             return f(&h, Some(x));
         }
-        let y = f(&h.to_dtype(self.dtype)?, None)?;
+        let mut y = f(&h.to_dtype(self.dtype)?, None)?;
+        if let Some(drop) = drop {
+            y = dropout(&y, drop)?;
+        }
         Ok(x.add(&y.to_dtype(x.dtype())?)?)
     }
 

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::{Error, Result};
 use danaus_kernel::ops::cross_entropy::Options as LossOptions;
 use danaus_kernel::ops::cross_entropy::linear::linear_cross_entropy;
+use danaus_kernel::ops::dropout::{Dropout, dropout};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::quantized::{Activations, INTEGER};
 use danaus_matrix::mixer::Rope;
@@ -26,6 +27,9 @@ pub struct Compute {
     pub dtype: DType,
     /// Keep only block inputs in training and compute blocks again in backward.
     pub recompute: bool,
+    /// Probability with which training drops an element of the embedding or of what a block adds to the
+    /// residual stream.
+    pub dropout: f64,
     /// What products with quantised matrices see of activations: all bits, or eight.
     pub activations: Activations,
     /// Where parameters, activations and states are.
@@ -35,7 +39,8 @@ pub struct Compute {
 impl Compute {
     /// On the processor in this element type.
     pub const fn new(dtype: DType) -> Self {
-        Self { dtype, recompute: false, activations: Activations::F32, device: Device::Cpu }
+        let activations = Activations::F32;
+        Self { dtype, recompute: false, dropout: 0.0, activations, device: Device::Cpu }
     }
 }
 
@@ -43,6 +48,15 @@ impl Default for Compute {
     fn default() -> Self {
         Self::new(DType::F32)
     }
+}
+
+/// What is dropped in a training step: [`Compute::dropout`] with a mask of its own for every site.
+#[derive(Clone, Copy, Debug)]
+pub struct Noise {
+    /// Seed of the run.
+    pub seed: u64,
+    /// A number below 2^48 that no other step of the run has.
+    pub step: u64,
 }
 
 /// A language model.
@@ -67,6 +81,9 @@ impl Decoder {
     /// to be rounded for quantised matrices and there are none.
     pub fn build(params: &ParamBuilder, config: &Config, compute: Compute) -> Result<Self> {
         config.check()?;
+        if !(0.0..1.0).contains(&compute.dropout) {
+            return Err(Error::argument("dropout", compute.dropout, "0 or more, less than 1"));
+        }
         let params = &params.clone().with_round_inputs(compute.activations == Activations::Int8);
         let (vocab, d, width) = (config.vocab_size, config.d_model, config.embedding_width());
         let table = |name: &str, rows, cols| table(&params.pp(name), [rows, cols]);
@@ -206,28 +223,54 @@ impl Decoder {
         &self,
         ids: &[u32],
         batch: &SeqBatch,
+        visit: impl FnMut(usize, &Tensor),
+    ) -> Result<Tensor> {
+        self.run(ids, batch, None, visit)
+    }
+
+    fn run(
+        &self,
+        ids: &[u32],
+        batch: &SeqBatch,
+        noise: Option<Noise>,
         mut visit: impl FnMut(usize, &Tensor),
     ) -> Result<Tensor> {
         self.check_lengths(batch.max_seqlen())?;
+        // Site 0 is the embedding; a block has two.
+        let drop = |site: usize| {
+            let p = self.compute.dropout;
+            let Noise { seed, step } = noise.filter(|_| p > 0.0)?;
+            Some(Dropout { p, seed, stream: (step << 16) | site as u64 })
+        };
         let mut x = self.embed(ids, &batch.positions())?;
         batch.check("decoder", &x)?;
         visit(0, &x);
+        if let Some(drop) = drop(0) {
+            x = dropout(&x, drop)?;
+        }
         for (index, block) in self.blocks.iter().enumerate() {
+            let drops = [2 * index + 1, 2 * index + 2].map(drop);
             x = if self.compute.recompute {
-                self.recomputed(block, &x, batch)?
+                self.recomputed(block, &x, batch, drops)?
             } else {
-                block.forward(&x, batch)?
+                block.forward(&x, batch, drops)?
             };
             visit(index + 1, &x);
         }
         self.finish(&x)
     }
 
-    fn recomputed(&self, block: &Arc<Block>, x: &Tensor, batch: &SeqBatch) -> Result<Tensor> {
+    fn recomputed(
+        &self,
+        block: &Arc<Block>,
+        x: &Tensor,
+        batch: &SeqBatch,
+        drops: [Option<Dropout>; 2],
+    ) -> Result<Tensor> {
         let (block, batch) = (block.clone(), batch.clone());
         let outputs = checkpoint(&[x], move |inputs| {
             // The tape's closures speak its own error type.
-            let y = block.forward(&inputs[0], &batch).map_err(|error| match error {
+            let y = block.forward(&inputs[0], &batch, drops).map_err(|error| match error {
                 Error::Tensor(error) => error,
                 other => danaus_tensor::Error::internal(other.to_string()),
             })?;
@@ -263,9 +306,26 @@ impl Decoder {
     /// # Errors
     /// As [`Self::hidden`], and when there is not one target per token.
     pub fn loss(&self, ids: &[u32], targets: &[i64], batch: &SeqBatch) -> Result<Tensor> {
-        let hidden = self.hidden(ids, batch)?;
+        self.loss_of(&self.hidden(ids, batch)?, targets)
+    }
+
+    /// As [`Self::loss`], with dropout.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn training_loss(
+        &self,
+        ids: &[u32],
+        targets: &[i64],
+        batch: &SeqBatch,
+        noise: Noise,
+    ) -> Result<Tensor> {
+        self.loss_of(&self.run(ids, batch, Some(noise), |_, _| {})?, targets)
+    }
+
+    fn loss_of(&self, hidden: &Tensor, targets: &[i64]) -> Result<Tensor> {
         let targets = Tensor::from_slice(targets, [targets.len()], &hidden.device())?;
-        Ok(linear_cross_entropy(&hidden, &self.head_weight()?, &targets, LossOptions::default())?)
+        Ok(linear_cross_entropy(hidden, &self.head_weight()?, &targets, LossOptions::default())?)
     }
 
     /// A pool of states for up to `capacity` sequences.

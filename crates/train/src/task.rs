@@ -1,6 +1,7 @@
 //! What the loop needs to know of a task.
 
 use crate::Result;
+use danaus_model::decoder::Noise;
 use danaus_tensor::{ParamSet, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,9 +31,9 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// A number that differs between all micro-batches of a run, for dropout streams.
-    pub fn stream(&self) -> u64 {
-        (self.step << 16) | self.micro_batch
+    /// What keys dropout: it differs between all micro-batches of a run.
+    pub fn noise(&self) -> Noise {
+        Noise { seed: self.seed, step: (self.step << 16) | self.micro_batch }
     }
 }
 

@@ -67,6 +67,9 @@ pub struct TrainArgs {
     /// Learning rate (default: the optimiser's)
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
+    /// Decoupled weight decay (default: the optimiser's)
+    #[arg(long, value_name = "X")]
+    weight_decay: Option<f64>,
     /// After warm-up: cosine, linear, wsd (stable, then a line down) or constant
     #[arg(long, default_value = "cosine", value_name = "NAME")]
     schedule: Shape,
@@ -85,6 +88,9 @@ pub struct TrainArgs {
     /// Where to train: cpu, or cuda:N for a GPU
     #[arg(long, default_value_t = Device::Cpu)]
     device: Device,
+    /// Probability with which an element of what a block adds is dropped in training
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    dropout: f64,
     /// Keep block inputs only and compute blocks again in backward
     #[arg(long)]
     recompute: bool,
@@ -112,7 +118,12 @@ impl TrainArgs {
     /// How the model computes.
     pub fn compute(&self) -> Compute {
         let dtype = if self.bf16 { DType::BF16 } else { DType::F32 };
-        Compute { recompute: self.recompute, device: self.device, ..Compute::new(dtype) }
+        Compute {
+            recompute: self.recompute,
+            dropout: self.dropout,
+            device: self.device,
+            ..Compute::new(dtype)
+        }
     }
 
     /// New, or from a checkpoint.
@@ -138,6 +149,9 @@ pub fn config(args: &TrainArgs) -> anyhow::Result<TrainConfig> {
     let mut optimizer = OptimizerConfig::named(&args.optimizer)?;
     if let Some(lr) = args.lr {
         optimizer.set_lr(lr);
+    }
+    if let Some(weight_decay) = args.weight_decay {
+        optimizer.set_weight_decay(weight_decay);
     }
     Ok(TrainConfig {
         steps: args.steps.or(if args.minutes.is_none() { Some(1000) } else { None }),

@@ -7,6 +7,7 @@
 //!
 //! Our own folder holds `config.json`, `model.safetensors`, `tokenizer.json`.
 
+mod densified;
 mod export;
 mod finite;
 mod gguf;

@@ -197,6 +197,11 @@ impl Opened {
         }
     }
 
+    /// The same with another config and tensors under our names.
+    pub(super) fn replaced(self, config: Config, tensors: Arc<dyn TensorSource>) -> Self {
+        Self { config, stored: tensors, renamed: None, ..self }
+    }
+
     /// What it is, without reading weights.
     ///
     /// # Errors

@@ -5,7 +5,8 @@
 //! * `gguf`: one file, for models that GGUF has an architecture for, quantised or not.
 //!
 //! Quantised weights are dequantised on the way, so that a conversion to another type starts from the
-//! numbers the source computes with.
+//! numbers the source computes with. Structured weights stay what they are in our folder; the other
+//! targets know dense ones only, so that they are multiplied out, and the summary says how many.
 
 mod gguf;
 
@@ -72,7 +73,7 @@ pub struct Summary {
     pub elements: String,
     /// Whether a tokenizer went along.
     pub tokenizer: bool,
-    /// Weights in another type than asked for: which, in what, why.
+    /// What is not as it was asked for: weights in another type (which, in what, why), or multiplied out.
     pub exceptions: Vec<String>,
 }
 
@@ -98,6 +99,29 @@ pub fn convert(
     }
     let opened = Opened::open_dequantized(source)?;
     let kept = opened.float_type()?;
+    let format = String::from(opened.config().weights);
+    let (opened, densified) = match target {
+        Target::Danaus => (opened, Vec::new()),
+        Target::Hf | Target::Gguf => opened.densified()?,
+    };
+    let mut summary = write(opened, out, target, (kept, elements))?;
+    if let Some(first) = densified.first() {
+        let count = densified.len();
+        let line = format!(
+            "{count} {format} matrices as dense ones ({first}, ...): {} has no others",
+            target.name()
+        );
+        summary.exceptions.insert(0, line);
+    }
+    Ok(summary)
+}
+
+fn write(
+    opened: Opened,
+    out: &Path,
+    target: Target,
+    (kept, elements): (DType, Option<&str>),
+) -> Result<Summary> {
     if target == Target::Gguf {
         let fallback = TensorType::Plain(match kept {
             _ if opened.is_quantized() => DType::F16,

@@ -176,3 +176,72 @@ fn requests_that_cannot_be_honoured_are_named() {
     std::fs::write(&out, "").unwrap();
     assert!(message("llama-gqa", Target::Gguf, None).contains("which exists"));
 }
+
+/// Structured weights become dense ones of the same function where a format has no others.
+#[test]
+fn structured_weights_are_multiplied_out() {
+    let batch = SeqBatch::from_lengths(&[9]).unwrap();
+    let ids: Vec<u32> = (0..9).map(|at| at * 5 % 40).collect();
+    let logits = |model: &Model| {
+        no_grad(|| model.decoder.logits(&ids, &batch)).unwrap().to_vec::<f32>().unwrap()
+    };
+    for format in ["monarch(4)", "lowrank(3)", "butterfly", "kaleidoscope", "ldr(2)"] {
+        let config = format!(
+            r#"{{"model_type": "danaus", "version": 1, "vocab_size": 40, "d_model": 32, "layers": "AA",
+                "max_positions": 32, "attention": {{"n_heads": 2, "rope_theta": 10000.0}},
+                "mlp": {{"kind": "swiglu", "d_ff": 64}}, "tied_head": true, "weights": "{format}"}}"#
+        );
+        let config = crate::Config::parse(&config, Path::new("config.json")).unwrap();
+        let decoder = crate::Decoder::init(&config, 3, Compute::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("structured");
+        crate::checkpoint::save_decoder(&decoder, &source).unwrap();
+        let structured = load(&source);
+        let wanted = logits(&structured);
+        let largest = wanted.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        for (target, name) in [(Target::Gguf, "model.gguf"), (Target::Hf, "hf")] {
+            let out = folder.path().join(name);
+            let summary = convert(&source, &out, target, Some("f32")).unwrap();
+            let line = &summary.exceptions[0];
+            // Two projections of attention, two matrices of the MLP, in two layers.
+            assert!(
+                line.starts_with(&format!("8 {format} matrices as dense ones (layers.0.")),
+                "{line}"
+            );
+            let dense = load(&out);
+            assert!(dense.decoder.config().weights == danaus_matrix::structured::Format::Dense);
+            // The same sums in another order: some hundred roundings of f32.
+            for (a, b) in logits(&dense).iter().zip(&wanted) {
+                assert!((a - b).abs() <= 2e-5 * largest, "{format} {name}: {a} {b}");
+            }
+        }
+        let kept = folder.path().join("kept");
+        assert!(convert(&source, &kept, Target::Danaus, None).unwrap().exceptions.is_empty());
+        assert!(bits(&load(&kept)) == bits(&structured));
+    }
+}
+
+/// A structured model whose file lacks a matrix is refused by its name.
+#[test]
+fn a_missing_structured_matrix_is_named() {
+    let config = r#"{"model_type": "danaus", "version": 1, "vocab_size": 40, "d_model": 32,
+        "layers": "A", "max_positions": 32, "attention": {"n_heads": 2, "rope_theta": 10000.0},
+        "mlp": {"kind": "swiglu", "d_ff": 64}, "tied_head": true, "weights": "monarch(4)"}"#;
+    let config = crate::Config::parse(config, Path::new("config.json")).unwrap();
+    let decoder = crate::Decoder::init(&config, 3, Compute::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    crate::checkpoint::save_decoder(&decoder, folder.path()).unwrap();
+    let kept: Vec<_> = decoder
+        .params()
+        .iter()
+        .map(|param| (param.name().to_string(), param.tensor().detach()))
+        .filter(|(name, _)| !name.starts_with("layers.0.mlp.down."))
+        .collect();
+    let entries = kept.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let file = folder.path().join("model.safetensors");
+    danaus_tensor::safetensors::save(file, entries, Default::default()).unwrap();
+    let out = folder.path().join("out.gguf");
+    let message = convert(folder.path(), &out, Target::Gguf, None).unwrap_err().to_string();
+    assert!(message.contains("layers.0.mlp.down") && message.contains("monarch(4)"), "{message}");
+    assert!(!out.exists());
+}

@@ -26,6 +26,32 @@ pub(super) fn exponentials(values: &mut [f64], top: f64) -> f64 {
     dispatch(Replace { values, top })
 }
 
+/// The largest value, -inf of none; a NaN is passed over.
+pub(super) fn largest(values: &[f64]) -> f64 {
+    dispatch(Largest { values })
+}
+
+struct Largest<'a> {
+    values: &'a [f64],
+}
+
+impl Kernel for Largest<'_> {
+    type Out = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f64 {
+        let above = |top: f64, value: f64| if value > top { value } else { top };
+        let mut tops = [f64::NEG_INFINITY; LANES];
+        let (parts, rest) = self.values.as_chunks::<LANES>();
+        for part in parts {
+            for lane in 0..LANES {
+                tops[lane] = above(tops[lane], part[lane]);
+            }
+        }
+        tops.into_iter().chain(rest.iter().copied()).fold(f64::NEG_INFINITY, above)
+    }
+}
+
 struct Sum<'a> {
     values: &'a [f64],
     top: f64,

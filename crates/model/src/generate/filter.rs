@@ -3,7 +3,7 @@
 //! A vocabulary has 50 to 250 thousand tokens and a filter usually keeps a few dozen, so the best ones
 //! are selected in one pass; the nucleus of a flat distribution grows by doubling.
 
-use super::exponential::{exponentials, sum_of_exponentials};
+use super::exponential::{exponentials, largest, sum_of_exponentials};
 use super::sampling::Sampling;
 use std::cmp::Ordering;
 
@@ -19,10 +19,6 @@ pub(super) struct Candidates {
 pub(super) fn log_sum_exp(values: &[f64]) -> f64 {
     let top = largest(values);
     top + sum_of_exponentials(values, top).ln()
-}
-
-fn largest(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
 }
 
 /// The better one first: higher score, then lower id.

@@ -12,6 +12,7 @@
 //!
 //! Penalties count the whole text so far, prompt and answer.
 
+use super::exponential::largest;
 use super::filter::{Candidates, best, draw_any, log_sum_exp};
 use crate::{Error, Result};
 use danaus_runtime::pool::Scratch;
@@ -170,23 +171,31 @@ impl Sampler {
         if !total.is_finite() {
             return Err(Error::argument("logits", "not finite", "a model without NaN weights"));
         }
-        // From the pool: several such buffers a step, freshly mapped each time, cost more page faults
-        // than arithmetic.
-        let mut scores = Scratch::from_fn(logits.len(), |id| logits[id]);
-        self.score(&mut scores, banned);
-        let uniform = || Rng::new(self.sampling.seed, self.stream).uniform_at(position);
-        let token = match self.sampling.temperature {
-            0.0 => argmax(&scores),
-            _ if self.sampling.filters() => {
-                Candidates::new(&scores, &self.sampling).draw(uniform())
-            }
-            _ => draw_any(&mut scores, uniform()),
+        let token = match self.is_plain() && banned.is_empty() {
+            true => argmax(logits),
+            false => self.draw(logits, banned, position),
         };
         let Some(token) = token else {
             return Err(Error::argument("stop tokens", "the whole vocabulary", "fewer of them"));
         };
         let top = best(logits, top).into_iter().map(|(id, logit)| (id, logit - total)).collect();
         Ok(Choice { token, log_prob: logits[token as usize] - total, top })
+    }
+
+    /// The token by bias, penalties and filters.
+    fn draw(&self, logits: &[f64], banned: &[u32], position: u64) -> Option<u32> {
+        // From the pool: several such buffers a step, freshly mapped each time, cost more page faults
+        // than arithmetic.
+        let mut scores = Scratch::from_fn(logits.len(), |id| logits[id]);
+        self.score(&mut scores, banned);
+        let uniform = || Rng::new(self.sampling.seed, self.stream).uniform_at(position);
+        match self.sampling.temperature {
+            0.0 => argmax(&scores),
+            _ if self.sampling.filters() => {
+                Candidates::new(&scores, &self.sampling).draw(uniform())
+            }
+            _ => draw_any(&mut scores, uniform()),
+        }
     }
 
     /// The distribution that is drawn from: the kept tokens by id, with their probabilities.
@@ -227,14 +236,11 @@ impl Sampler {
     }
 }
 
+/// The first of the largest; none where nothing is above -inf.
 fn argmax(scores: &[f64]) -> Option<u32> {
-    let mut best = 0;
-    for (index, score) in scores.iter().enumerate() {
-        if *score > scores[best] {
-            best = index;
-        }
-    }
-    (scores[best] > f64::NEG_INFINITY).then_some(best as u32)
+    let top = largest(scores);
+    let at = scores.iter().position(|&score| score == top);
+    at.filter(|_| top > f64::NEG_INFINITY).map(|at| at as u32)
 }
 
 #[cfg(test)]

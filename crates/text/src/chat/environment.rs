@@ -1,4 +1,4 @@
-//! The Jinja environment: functions, filters, limits.
+//! The Jinja environment: functions, filters, formatting, and what errors say.
 
 use std::borrow::Cow;
 use std::error::Error as _;
@@ -8,14 +8,18 @@ use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error as JinjaError, ErrorKind};
 use serde::Serialize;
 
+use super::growth::{self, text_of};
 use super::json::Python;
+use super::meter::{MAX_VALUE, Meter};
+use super::program;
 use crate::{Error, Result};
 
 /// The name under which the one template is known.
 const NAME: &str = "chat";
 /// Longest source; real templates have at most some ten thousand characters.
 const MAX_SOURCE: usize = 1 << 20;
-/// Steps of the template engine; a long conversation takes some ten thousand.
+/// Steps of the template engine, those that measure values included; a long conversation takes some ten
+/// thousand.
 const FUEL: u64 = 5_000_000;
 /// Nesting: a loop counts once, a call of a macro some ten times.
 const RECURSION: usize = 256;
@@ -34,56 +38,44 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-pub(super) fn build(source: &str) -> Result<Environment<'static>> {
+/// The environment of all templates.
+pub(super) fn build() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_formatter(|out, state, value| {
+        let text = match value.kind() {
+            ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
+            ValueKind::None => "None".into(),
+            _ => text_of(value)?,
+        };
+        Meter::of(state).charge(text.len())?;
+        Ok(out.write_str(&text)?)
+    });
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_filter("tojson", to_json);
+    growth::install(&mut environment);
+    program::install(&mut environment);
+    environment
+}
+
+/// The source as [`render`] takes it.
+pub(super) fn prepare(source: &str) -> Result<String> {
     if source.len() > MAX_SOURCE {
         let problem = format!("{} bytes; valid: at most {MAX_SOURCE}", source.len());
         return Err(Error::Template { line: None, problem });
     }
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_keep_trailing_newline(false);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_formatter(|out, _, value| match value.kind() {
-        ValueKind::Bool => Ok(write!(out, "{}", if value.is_true() { "True" } else { "False" })?),
-        ValueKind::None => Ok(write!(out, "None")?),
-        _ => Ok(write!(out, "{value}")?),
-    });
-    environment.set_fuel(Some(FUEL));
-    environment.set_recursion_limit(RECURSION);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
-    environment.add_filter("tojson", to_json);
-    let source = without_generation_marks(source).into_owned();
-    environment.add_template_owned(NAME, source).map_err(translate)?;
-    Ok(environment)
+    program::prepare(NAME, &without_generation_marks(source)).map_err(translate)
 }
 
-pub(super) fn render(environment: &Environment, context: Value) -> Result<String> {
-    let template = environment.get_template(NAME).map_err(translate)?;
-    let mut output = Bounded(Vec::new());
-    template.render_captured_to(context, &mut output).map_err(translate)?;
-    String::from_utf8(output.0)
-        .map_err(|_| Error::Template { line: None, problem: "the output is not UTF-8".into() })
-}
-
-/// An output with a limit.
-struct Bounded(Vec<u8>);
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            let problem = format!("the output exceeds {MAX_OUTPUT} bytes");
-            return Err(std::io::Error::other(Raised(problem)));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
+pub(super) fn render(environment: &Environment, source: &str, context: Value) -> Result<String> {
+    let text = program::render(environment, (NAME, source), context).map_err(translate)?;
+    if text.len() > MAX_OUTPUT {
+        let problem = format!("the output exceeds {MAX_OUTPUT} bytes");
+        return Err(Error::Template { line: None, problem });
     }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    Ok(text)
 }
 
 /// The template's own words where it has any, else what minijinja says, with the line.
@@ -92,9 +84,6 @@ fn translate(error: JinjaError) -> Error {
     while let Some(inner) = cause {
         if let Some(Raised(message)) = inner.downcast_ref::<Raised>() {
             return Error::Refused(message.clone());
-        }
-        if inner.is::<std::io::Error>() {
-            return Error::Template { line: error.line(), problem: inner.to_string() };
         }
         cause = inner.source();
     }
@@ -138,7 +127,7 @@ fn to_json(
     let sorted: Option<bool> = options.get("sort_keys")?;
     options.assert_all_used()?;
     let formatter = Python::new(indent, separators.map(|[item, key]| (item, key)));
-    let mut bytes = Vec::new();
+    let mut bytes = Bounded(Vec::new());
     let mut writer = serde_json::Serializer::with_formatter(&mut bytes, formatter);
     let written = match sorted {
         // A `serde_json::Value` keeps its keys sorted.
@@ -147,8 +136,26 @@ fn to_json(
     };
     let fail = |problem: String| JinjaError::new(ErrorKind::BadSerialization, problem);
     written.map_err(|error| fail(format!("tojson: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|error| fail(error.to_string()))?;
+    let text = String::from_utf8(bytes.0).map_err(|error| fail(error.to_string()))?;
     Ok(Value::from(if ascii == Some(true) { escape_non_ascii(&text) } else { text }))
+}
+
+/// Bytes that fit a value.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_VALUE {
+            let problem = format!("builds a value of more than {MAX_VALUE} bytes");
+            return Err(std::io::Error::other(problem));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Other characters as `\uXXXX`, in surrogate pairs where needed. They occur inside of strings only.

@@ -8,15 +8,18 @@
 //! and `none` print as in Python. `{% generation %}` marks are scopes without further effect.
 //!
 //! A template comes with a download and is not trusted: it cannot reach files or other templates, and
-//! source, steps, nesting and output are limited. Steps bound the time only roughly, and strings that
-//! a template builds without printing them are bounded by the steps alone.
+//! source, steps, nesting, output, the size of every value and the sum of all that a rendering builds,
+//! printed or not, are limited ([`meter`]). Steps bound the time only roughly.
 //!
 //! The rendered text holds the special tokens, so it is encoded without the tokenizer's own template:
 //! nothing is added twice.
 
 mod environment;
+mod growth;
 mod json;
 mod message;
+mod meter;
+mod program;
 
 use std::sync::Arc;
 
@@ -30,6 +33,7 @@ pub use message::{Message, Role};
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Arc<minijinja::Environment<'static>>,
+    source: Arc<str>,
     /// The special tokens, as the template names them.
     tokens: Vec<(&'static str, String)>,
 }
@@ -51,7 +55,8 @@ impl ChatTemplate {
     /// # Errors
     /// A syntax error, with its line; a text that is too long.
     pub fn new(source: &str, settings: &Settings) -> Result<Self> {
-        let environment = Arc::new(environment::build(source)?);
+        let source = environment::prepare(source)?.into();
+        let environment = Arc::new(environment::build());
         let tokens = [
             ("bos_token", &settings.bos),
             ("eos_token", &settings.eos),
@@ -59,7 +64,7 @@ impl ChatTemplate {
             ("unk_token", &settings.unk),
         ];
         let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token.clone()?)));
-        Ok(Self { environment, tokens: tokens.collect() })
+        Ok(Self { environment, source, tokens: tokens.collect() })
     }
 
     /// The template of a tokenizer's folder: `name`, usually `default`.
@@ -100,7 +105,7 @@ impl ChatTemplate {
         for (name, token) in &self.tokens {
             context.push((name, Value::from(token.as_str())));
         }
-        environment::render(&self.environment, Value::from_iter(context))
+        environment::render(&self.environment, &self.source, Value::from_iter(context))
     }
 
     /// The token ids of a conversation.

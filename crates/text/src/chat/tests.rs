@@ -168,3 +168,125 @@ fn a_mark_that_is_no_tag() {
     assert!(template("{%}{% generation %}a{% endgeneration %}").is_err());
     assert!(template("{% endgeneration %}{%}").is_err());
 }
+
+/// Whatever a template tries, it ends with an error that says what was too much.
+#[test]
+fn templates_cannot_fill_the_memory() {
+    let doubled = |step: &str| {
+        format!(
+            "{{% set ns = namespace(s='xxxxxxxx', l=['xxxxxxxx']) %}}\
+             {{% for i in range(9999) %}}{{% set ns.s = {step} %}}{{% endfor %}}"
+        )
+    };
+    let sources = [
+        "{% set s = 'x' * 1000000000 %}".to_string(),
+        "{% set s = 'x' * 99999999 %}".into(),
+        "{% set s = 1000000000 * 'x' %}".into(),
+        "{% set s = ('x' * 10000) * 10000 %}".into(),
+        "{% set s = 'x' * 10 ** 8 ~ 'x' * 10 ** 8 %}".into(),
+        "{% set l = [1] * 1000000000 %}".into(),
+        "{% set l = ([1] * 1000000000) | list %}".into(),
+        "{% set l = ([0] * 100000) * 100000 %}".into(),
+        doubled("ns.s ~ ns.s"),
+        doubled("ns.s + ns.s"),
+        doubled("'%s%s' | format(ns.s, ns.s)"),
+        doubled("'{}{}'.format(ns.s, ns.s)"),
+        doubled("[ns.s, ns.s] | join"),
+        doubled("''.join([ns.s, ns.s])"),
+        doubled("ns.s | replace('x', 'xx')"),
+        doubled("ns.s.replace('x', 'xx')"),
+        doubled("ns.s | replace('', 'x')"),
+        doubled("[ns.s, ns.s]"),
+        doubled("{'a': ns.s, 'b': ns.s}"),
+        doubled("[ns.s] | tojson ~ ns.s"),
+        doubled("ns.s | indent(1000, true) ~ '\\n' ~ ns.s"),
+        doubled("[ns.s]"),
+        doubled("ns"),
+        doubled("[ns]"),
+        doubled("'x' * 9999999"),
+        "{% set l = 'x' * 9999999 %}{% set ns = namespace(l=[]) %}\
+         {% for i in range(9999) %}{% set ns.l = ns.l + [l[1:]] %}{% endfor %}"
+            .into(),
+        "{% set l = 'x' * 9999999 %}{% set ns = namespace(l=[]) %}\
+         {% for i in range(9999) %}{% set ns.l = ns.l + [l | upper] %}{% endfor %}"
+            .into(),
+        "{% set ns = namespace(l=[1]) %}\
+         {% for i in range(9999) %}{% set ns.l = ns.l + ns.l %}{% endfor %}"
+            .into(),
+        "{% set ns = namespace(l=[1]) %}\
+         {% for i in range(9999) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}"
+            .into(),
+        "{% macro f(s, n) %}{{ f(s ~ s, n - 1) if n else s }}{% endmacro %}{% set s = f('xx', 99) %}"
+            .into(),
+        format!(
+            "{{% set s %}}{{% for i in range(99999) %}}{}{{% endfor %}}{{% endset %}}",
+            "x".repeat(99_999)
+        ),
+        "{% set s %}{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}".into(),
+        "{% set s = '%1000000000d' | format(1) %}".into(),
+        "{% set s = '%.1000000000f' | format(1.5) %}".into(),
+        "{% set s = '%*d' | format(1000000000, 1) %}".into(),
+        "{% set s = '{:>1000000000}'.format('x') %}".into(),
+        "{% set s = 'a\\nb' | indent(1000000000) %}".into(),
+        "{% set s = 'a\\nb' | indent(width=1000000000) %}".into(),
+        "{% set l = [1] | slice(1000000000) | list %}".into(),
+        "{% set l = [1] | batch(1000000000, 'x') | list %}".into(),
+        "{% set l = ['x' * 9999] * 1000 | map('replace', 'x', 'x' * 9999) | list %}".into(),
+        "{% block b %}{% set s = 'x' * 1000000000 %}{% endblock %}".into(),
+        "{{ debug() }}".into(),
+    ];
+    for source in sources {
+        let message = failure(&source);
+        let known = ["bytes", "deep", "namespace", "unknown", "larger", "range"];
+        assert!(known.iter().any(|word| message.contains(word)), "{source:.200}: {message}");
+    }
+}
+
+/// What is counted is far above what conversations need.
+#[test]
+fn long_conversations_fit() {
+    let long = "word ".repeat(2000);
+    let messages = (0..400).map(|_| Message::new(Role::User, &long)).collect();
+    let conversation = Conversation { messages, ..Conversation::default() };
+    let source = "{% set ns = namespace(system='', seen=[]) %}\
+        {%- for m in messages %}{% set ns.seen = ns.seen + [m] %}\
+        {%- if loop.index < 20 %}{% set ns.system = ns.system ~ '\\n\\n' ~ m.content %}{% endif %}\
+        {{- '<|' ~ m.role ~ '|>' + m['content'] | trim + '\\n' }}{% for t in messages[1:][:3] %}{% endfor %}\
+        {%- endfor %}{{ ns.system | length }} {{ ns.seen | length }}";
+    let text = template(source).unwrap().render(&conversation).unwrap();
+    assert!(
+        text.ends_with(&format!("{} 400", 19 * (long.len() + 2))),
+        "{}",
+        &text[text.len() - 40..]
+    );
+    assert_eq!(text.matches("<|user|>").count(), 400);
+}
+
+/// Measuring changes nothing else: products of constants, spread arguments, jumps over inserted steps.
+#[test]
+fn measured_programs_compute_the_same() {
+    for (source, expected) in [
+        ("{{ '-' * 3 }}{{ 2 * 3 * 4 }}{{ [1, 2] * 2 }}{{ 1.5 * 2 }}", "---24[1, 2, 1, 2]3.0"),
+        ("{{ 2 ** 3 * 2 }}{{ -2 * (3 * 2) }}{{ 3 * -2 }}", "16-12-6"),
+        ("{% macro f(a, b, c=3) %}{{ a }}{{ b }}{{ c }}{% endmacro %}{{ f(*[1, 2]) }}", "123"),
+        ("{% macro f(a, b) %}{{ a * b }}{% endmacro %}{{ f(2, *[4]) }}{{ f(a=3, b=3) }}", "89"),
+        ("{{ 'a' if false else 'b' * 2 }}{{ false or 'c' ~ 'd' }}{{ 'e' and 'f' }}", "bbcdf"),
+        ("{% for x in [1, 2] if x * 2 > 2 %}{{ x }}{% else %}none{% endfor %}", "2"),
+        ("{% for x in [] %}{% else %}none{% endfor %}{{ 'x' * 0 }}", "none"),
+        (
+            "{% for x in [[1, [2]], 3] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}",
+            "123",
+        ),
+        ("{% set x %}a{{ 1 }}b{% endset %}{{ x | upper }}{{ [x, 'y'] | join('-') }}", "A1Ba1b-y"),
+        ("{% block b %}in{{ 1 + 1 }}{% endblock %}", "in2"),
+        ("{{ '%05d|%s' | format(7, 'a') }}{{ '{:>4}'.format('x') }}", "00007|a   x"),
+        ("{{ 'a\\nb' | indent(2) }}{{ [1, 2, 3] | batch(2) | list }}", "a\n  b[[1, 2], [3]]"),
+        ("{{ {'a': 1}.items() | list }}{{ {'a': 1}.keys() | list }}", r#"[["a", 1]]["a"]"#),
+        (
+            "{{ messages[::-1][0].role }}{{ 'abc'[1:] }}{{ range(3) | list }}",
+            "assistantbc[0, 1, 2]",
+        ),
+    ] {
+        assert_eq!(rendered(source), expected, "{source}");
+    }
+}

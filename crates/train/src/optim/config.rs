@@ -171,6 +171,19 @@ impl OptimizerConfig {
         }
     }
 
+    /// Sets the decoupled weight decay (of both parts of Muon).
+    pub fn set_weight_decay(&mut self, weight_decay: f64) {
+        match self {
+            Self::AdamW(adamw) => adamw.weight_decay = weight_decay,
+            Self::Lion(lion) => lion.weight_decay = weight_decay,
+            Self::Muon(muon) => {
+                muon.weight_decay = weight_decay;
+                muon.rest.weight_decay = weight_decay;
+            }
+            Self::Sgd(sgd) => sgd.weight_decay = weight_decay,
+        }
+    }
+
     /// Refuses values that have no meaning.
     ///
     /// # Errors

@@ -259,9 +259,9 @@ impl<'a, T: Element> Pass<'a, T> {
         };
         let q_rows = || (0..panel.count).map(|lane| row(self.inputs.q, lane, head_dim));
         let grads = || (0..panel.count).map(|lane| row(self.cotangents.grad_out, lane, value_dim));
-        words.transposed(q_rows(), head_dim, &mut to.q_by_feature);
+        words.transposed(q_rows(), head_dim, &mut to.q_by_feature, PANEL);
         words.paired(q_rows(), &mut to.q_by_row, self.key_stride);
-        words.transposed(grads(), value_dim, &mut to.grad_by_feature);
+        words.transposed(grads(), value_dim, &mut to.grad_by_feature, PANEL);
         words.paired(grads(), &mut to.grad_by_row, self.value_stride);
         to.lse.fill(f32::INFINITY);
         to.delta.fill(0.0);

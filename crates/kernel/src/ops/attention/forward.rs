@@ -9,22 +9,29 @@
 
 use super::dropout::RowIndex;
 #[cfg(target_arch = "x86_64")]
-use super::few_rows::{self, Tile};
+use super::few_rows::{self, InPlace, Layout, Tile};
 use super::mask::{Coverage, PANEL, PanelRows, TileMask};
 use super::microkernel::Product;
 use super::pack::{Element, Words, prefetch};
 #[cfg(target_arch = "x86_64")]
 use super::problem::Operand;
 use super::problem::{Inputs, Outputs, Problem};
-use super::softmax::{Finish, State, Update};
+use super::softmax::{Finish, ROW_KEYS, State, Update, UpdateRows};
 use super::tile_range::{Band, tiles};
 use danaus_runtime::pool::Scratch;
 use danaus_runtime::simd::{Lane, dispatch};
 use danaus_runtime::threads;
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
 use std::ops::Range;
 
 /// Keys of a tile.
-const KEY_TILE: usize = 64;
+const KEY_TILE: usize = ROW_KEYS;
+/// Lanes of the queries of tasks that read in place.
+#[cfg(target_arch = "x86_64")]
+const IN_PLACE_LANES: usize = few_rows::MOST;
+#[cfg(not(target_arch = "x86_64"))]
+const IN_PLACE_LANES: usize = PANEL;
 /// Most panels that share a packed tile.
 const PANELS: usize = 8;
 /// Tasks wanted at least, to balance a few cores.
@@ -80,7 +87,8 @@ pub unsafe fn forward<T: Element, O: Lane>(
 fn reads_in_place<T: Element>(panels: &[PanelRows]) -> bool {
     use danaus_runtime::simd::{Isa, isa};
     let few = panels.len() == 1 && panels[0].count <= few_rows::MOST;
-    few && T::IS_F32 && isa() == Isa::Avx512
+    let words = T::IS_F32 || Words::of::<T>() == Words::Bf16Pairs;
+    few && words && isa() == Isa::Avx512
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -121,12 +129,14 @@ impl<'a, T: Element> Task<'a, T> {
     unsafe fn new(problem: &'a Problem<'a>, inputs: Inputs<'a, T>, rows: &[PanelRows]) -> Self {
         let words = Words::of::<T>();
         let value_stride = problem.value_dim.next_multiple_of(16);
+        let in_place = reads_in_place::<T>(rows);
+        let lanes = if in_place { IN_PLACE_LANES } else { PANEL };
         // SAFETY: promised by the caller.
-        let panel = |rows: &PanelRows| unsafe { Panel::new(problem, &inputs, words, *rows) };
+        let panel =
+            |rows: &PanelRows| unsafe { Panel::new(problem, &inputs, (words, lanes), *rows) };
         let key_words = words.count(problem.head_dim);
         let pairs = if words == Words::Bf16Pairs { KEY_TILE / 2 * PANEL } else { 0 };
         let factors = if problem.dropout.is_some() { KEY_TILE * PANEL } else { 0 };
-        let in_place = reads_in_place::<T>(rows);
         let packed = if in_place { 0 } else { KEY_TILE };
         Self {
             problem,
@@ -228,13 +238,13 @@ impl<'a, T: Element> Task<'a, T> {
         }
     }
 
-    /// Addresses of the keys (or values) of a tile, for f32.
+    /// Addresses of the keys (or values) of a tile.
     #[cfg(target_arch = "x86_64")]
-    fn addresses(
+    fn addresses<W>(
         &self,
         operand: Operand<T>,
         keys: Range<usize>,
-    ) -> ([*const f32; KEY_TILE], usize) {
+    ) -> ([*const W; KEY_TILE], usize) {
         let rows = &self.panels[0].rows;
         let mut all = [std::ptr::null(); KEY_TILE];
         let count = keys.len();
@@ -246,6 +256,46 @@ impl<'a, T: Element> Task<'a, T> {
         (all, count)
     }
 
+    /// Whether scores of the panel lie as rows of keys: where few rows read in place and nothing
+    /// depends on positions.
+    fn has_rows(&self, index: usize) -> bool {
+        self.in_place && !self.panels[index].mask.is_needed() && self.problem.dropout.is_none()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn layout(&self, index: usize) -> Layout {
+        if self.has_rows(index) { Layout::ROWS } else { Layout::LANES }
+    }
+
+    /// S^T = K Q^T of keys in place; `W` is the type of the elements.
+    ///
+    /// # Safety
+    /// As [`Self::step`]; `reads_in_place` found the instructions.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn scores_in_place<W: InPlace>(&mut self, index: usize, keys: Range<usize>) {
+        let (addresses, count) = self.addresses::<W>(self.inputs.k, keys);
+        let (panel, keys) = (&self.panels[index], &addresses[..count]);
+        let (rows, width, layout) = (panel.rows.count, self.problem.head_dim, self.layout(index));
+        // SAFETY: promised by the caller.
+        unsafe { Tile { rows, keys, width, layout }.scores(&panel.q, &mut self.scores) }
+    }
+
+    /// O += P V of values in place.
+    ///
+    /// # Safety
+    /// As [`Self::scores_in_place`].
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn outputs_in_place<W: InPlace>(&mut self, index: usize, keys: Range<usize>) {
+        let (addresses, count) = self.addresses::<W>(self.inputs.v, keys);
+        let layout = self.layout(index);
+        let panel = &mut self.panels[index];
+        let (rows, keys, width) = (panel.rows.count, &addresses[..count], self.problem.value_dim);
+        let p = if self.words == Words::F32 { &self.scores } else { &self.pairs };
+        let tile = Tile { rows, keys, width, layout };
+        // SAFETY: promised by the caller.
+        unsafe { tile.outputs(p, &mut panel.output, self.value_stride) }
+    }
+
     /// S^T = K Q^T.
     ///
     /// # Safety
@@ -253,11 +303,13 @@ impl<'a, T: Element> Task<'a, T> {
     unsafe fn scores(&mut self, index: usize, keys: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         if self.in_place {
-            let (addresses, count) = self.addresses(self.inputs.k, keys);
-            let (panel, keys) = (&self.panels[index], &addresses[..count]);
-            let tile = Tile { rows: panel.rows.count, keys, width: self.problem.head_dim };
-            // SAFETY: the keys exist, and `reads_in_place` found the instructions.
-            return unsafe { tile.scores(&panel.q, &mut self.scores) };
+            // SAFETY: promised by the caller; the type was looked at by `reads_in_place`.
+            return unsafe {
+                match T::IS_F32 {
+                    true => self.scores_in_place::<f32>(index, keys),
+                    false => self.scores_in_place::<bf16>(index, keys),
+                }
+            };
         }
         let panel = &mut self.panels[index];
         let key_words = self.words.count(self.problem.head_dim);
@@ -280,7 +332,21 @@ impl<'a, T: Element> Task<'a, T> {
 
     /// Online softmax of the scores.
     fn update(&mut self, index: usize, keys: Range<usize>) {
+        let has_rows = self.has_rows(index);
         let panel = &mut self.panels[index];
+        if has_rows {
+            return dispatch(UpdateRows {
+                scores: &mut self.scores,
+                rows: panel.rows.count,
+                keys: keys.len(),
+                mask: &panel.mask,
+                state: &mut panel.state,
+                output: &mut panel.output,
+                output_stride: self.value_stride,
+                pairs: &mut self.pairs,
+                words: self.words,
+            });
+        }
         let dropped = self.problem.dropout.is_some();
         if dropped {
             drop_factors(self.problem, &panel.rows, keys.clone(), &mut self.factors);
@@ -306,12 +372,13 @@ impl<'a, T: Element> Task<'a, T> {
     unsafe fn outputs(&mut self, index: usize, keys: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         if self.in_place {
-            let (addresses, count) = self.addresses(self.inputs.v, keys);
-            let panel = &mut self.panels[index];
-            let (rows, keys) = (panel.rows.count, &addresses[..count]);
-            let tile = Tile { rows, keys, width: self.problem.value_dim };
             // SAFETY: as in `scores`.
-            return unsafe { tile.outputs(&self.scores, &mut panel.output, self.value_stride) };
+            return unsafe {
+                match T::IS_F32 {
+                    true => self.outputs_in_place::<f32>(index, keys),
+                    false => self.outputs_in_place::<bf16>(index, keys),
+                }
+            };
         }
         let panel = &mut self.panels[index];
         let probabilities =
@@ -340,13 +407,13 @@ impl Panel {
     unsafe fn new<T: Element>(
         problem: &Problem,
         inputs: &Inputs<T>,
-        words: Words,
+        (words, lanes): (Words, usize),
         rows: PanelRows,
     ) -> Self {
         let sequence = rows.sequence;
         let band = Band::new(problem.window, sequence.q_len, sequence.k_len);
         let width = problem.head_dim;
-        let mut q = Scratch::unspecified(words.count(width) * PANEL);
+        let mut q = Scratch::unspecified(words.count(width) * lanes);
         let q_row = |lane: usize| {
             let row = sequence.q_start + rows.query(lane);
             // SAFETY: promised by the caller.
@@ -356,8 +423,9 @@ impl Panel {
         // Rows of whole vectors of lanes are rescaled and summed into; the others are never touched.
         let stride = problem.value_dim.next_multiple_of(16);
         let mut output = Scratch::unspecified(PANEL * stride);
-        output[..rows.count.next_multiple_of(16) * stride].fill(0.0);
-        words.transposed((0..rows.count).map(q_row), width, &mut q);
+        let touched = if lanes == PANEL { rows.count.next_multiple_of(16) } else { 16 };
+        output[..touched * stride].fill(0.0);
+        words.transposed((0..rows.count).map(q_row), width, &mut q, lanes);
         Self {
             rows,
             visible: sequence.covered(band.visible_keys(rows.queries())),

@@ -111,7 +111,7 @@ impl TileMask {
             diagonal: [0.0; PANEL],
             lower: [0.0; PANEL],
             upper: [0.0; PANEL],
-            slopes: std::array::from_fn(slope),
+            slopes: if problem.alibi.is_some() { std::array::from_fn(slope) } else { [0.0; PANEL] },
             blocks: Vec::new(),
             first_key: 0,
             block_size: problem.block_mask.map_or(1, |mask| mask.block_size),

@@ -6,7 +6,6 @@
 //! Packing also widens other types, makes rows contiguous and zeroes what lies beyond a sequence, so
 //! that garbage behind the last key cannot reach a sum.
 
-use super::mask::PANEL;
 use danaus_runtime::simd::{Lane, has_bf16_dot};
 use half::{bf16, f16};
 
@@ -126,26 +125,27 @@ impl Words {
         }
     }
 
-    /// Rows of a panel as lanes, pairs along the features: `out[word of feature][lane]`, zero for
-    /// lanes without a row.
+    /// Rows of a panel as `lanes` lanes, pairs along the features: `out[word of feature][lane]`, zero
+    /// for lanes without a row.
     pub fn transposed<'a, T: Element>(
         self,
         rows: impl Iterator<Item = &'a [T]>,
         width: usize,
         out: &mut [f32],
+        lanes: usize,
     ) {
-        out[..self.count(width) * PANEL].fill(0.0);
+        out[..self.count(width) * lanes].fill(0.0);
         for (lane, row) in rows.enumerate() {
             match self {
                 Words::F32 => {
                     for (feature, x) in row.iter().enumerate() {
-                        out[feature * PANEL + lane] = x.widen();
+                        out[feature * lanes + lane] = x.widen();
                     }
                 }
                 Words::Bf16Pairs => {
                     for (word, pair) in row.chunks(2).enumerate() {
                         let high = pair.get(1).copied().unwrap_or_default();
-                        out[word * PANEL + lane] = Self::pair(pair[0], high);
+                        out[word * lanes + lane] = Self::pair(pair[0], high);
                     }
                 }
             }

@@ -154,17 +154,10 @@ impl Update<'_> {
         maximum: S::F,
         decay: &mut [f32; PANEL],
     ) -> (S::F, S::F) {
-        let factor = s.splat(self.mask.exponent_factor());
         // SAFETY: all arrays have PANEL elements and the lanes end inside.
         unsafe {
             let old = s.load(self.state.maximum[lane..].as_ptr());
-            // A row without any key yet has maximum -inf; 0 in its place avoids -inf - -inf.
-            let empty = s.lt(maximum, s.splat(f32::MIN));
-            let safe = s.select(empty, s.zero(), maximum);
-            let shift = s.sub(s.zero(), s.mul(safe, factor));
-            let ratio = exp2_negative(s, s.fma(old, factor, shift));
-            let unchanged = s.lt(old, maximum);
-            let ratio = s.select(unchanged, ratio, s.splat(1.0));
+            let (shift, factor, ratio) = moved(s, self.mask, old, maximum);
             let sum = s.mul(s.load(self.state.sum[lane..].as_ptr()), ratio);
             s.store(self.state.sum[lane..].as_mut_ptr(), sum);
             s.store(self.state.maximum[lane..].as_mut_ptr(), maximum);
@@ -212,6 +205,119 @@ impl Update<'_> {
             s.store(self.state.sum[lane..].as_mut_ptr(), sum);
         }
     }
+}
+
+/// Keys of a row of scores in [`UpdateRows`].
+pub const ROW_KEYS: usize = 64;
+
+/// [`Update`] for a few rows whose scores lie as rows of [`ROW_KEYS`] keys, without mask or dropout:
+/// keys are lanes. Sums run over the keys one by one all the same, so that the bits are those of
+/// [`Update`].
+pub struct UpdateRows<'a> {
+    /// Raw dot products (row, key); probabilities replace them.
+    pub scores: &'a mut [f32],
+    /// Rows in use.
+    pub rows: usize,
+    /// Keys of the tile.
+    pub keys: usize,
+    /// Scores' recipe, which is a factor.
+    pub mask: &'a TileMask,
+    /// State of the panel; row `r` is its lane `r`.
+    pub state: &'a mut State,
+    /// Unnormalised output (row, value), rescaled here.
+    pub output: &'a mut [f32],
+    /// Row length of `output`; a multiple of 16.
+    pub output_stride: usize,
+    /// Probabilities as bf16 pairs of keys, (row, key pair), where the words are pairs.
+    pub pairs: &'a mut [f32],
+    /// What the next product reads.
+    pub words: Words,
+}
+
+impl Kernel for UpdateRows<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert!(self.keys <= ROW_KEYS && self.scores.len() >= self.rows * ROW_KEYS);
+        let end = self.keys.next_multiple_of(S::LANES);
+        for row in 0..self.rows {
+            let scores = &mut self.scores[row * ROW_KEYS..][..end];
+            // Keys that are none do not touch the maximum.
+            scores[self.keys..].fill(f32::NEG_INFINITY);
+            let ratio = match self.words {
+                Words::F32 => update_row::<S, false>(s, scores, row, self.mask, self.state),
+                Words::Bf16Pairs => update_row::<S, true>(s, scores, row, self.mask, self.state),
+            };
+            // Nor are they added, whatever the factor makes of infinity.
+            scores[self.keys..].fill(0.0);
+            let sum = &mut self.state.sum[row];
+            scores[..self.keys].iter().for_each(|p| *sum += p);
+            if self.words == Words::Bf16Pairs {
+                let pairs = &mut self.pairs[row * ROW_KEYS..];
+                for (to, pair) in pairs.iter_mut().zip(scores.chunks_exact(2)) {
+                    let bits = [pair[0], pair[1]].map(|p| p.to_bits().wrapping_add(0x8000));
+                    *to = f32::from_bits((bits[0] >> 16) | (bits[1] & 0xffff_0000));
+                }
+            }
+            if ratio != 1.0 {
+                let output = &mut self.output[row * self.output_stride..][..self.output_stride];
+                output.iter_mut().for_each(|value| *value *= ratio);
+            }
+        }
+    }
+}
+
+/// Probabilities of whole vectors of keys of one row, and its state without the new sum; returns the
+/// factor of its output.
+#[inline(always)]
+fn update_row<S: Simd, const SHORT: bool>(
+    s: S,
+    scores: &mut [f32],
+    row: usize,
+    mask: &TileMask,
+    state: &mut State,
+) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let mut maximum = s.splat(state.maximum[row]);
+    // SAFETY: the slice holds whole vectors, and so do sixteen lanes.
+    unsafe {
+        for at in (0..scores.len()).step_by(S::LANES) {
+            maximum = s.max(s.load(scores.as_ptr().add(at)), maximum);
+        }
+        s.store(lanes.as_mut_ptr(), maximum);
+    }
+    let top =
+        lanes.iter().fold(f32::NEG_INFINITY, |top, &lane| if lane > top { lane } else { top });
+    let (shift, factor, ratio) = moved(s, mask, s.splat(state.maximum[row]), s.splat(top));
+    let sum = s.mul(s.splat(state.sum[row]), ratio);
+    state.maximum[row] = top;
+    // SAFETY: as above.
+    unsafe {
+        s.store(lanes.as_mut_ptr(), sum);
+        state.sum[row] = lanes[0];
+        s.store(lanes.as_mut_ptr(), ratio);
+        for at in (0..scores.len()).step_by(S::LANES) {
+            let x = s.fma(s.load(scores.as_ptr().add(at)), factor, shift);
+            let p = if SHORT { exp2_negative_short(s, x) } else { exp2_negative(s, x) };
+            s.store(scores.as_mut_ptr().add(at), p);
+        }
+    }
+    lanes[0]
+}
+
+/// What to add to scaled scores after the maximum moved from `old`, their factor, and that of what was
+/// summed before.
+#[inline(always)]
+fn moved<S: Simd>(s: S, mask: &TileMask, old: S::F, maximum: S::F) -> (S::F, S::F, S::F) {
+    let factor = s.splat(mask.exponent_factor());
+    // A row without any key yet has maximum -inf; 0 in its place avoids -inf - -inf.
+    let empty = s.lt(maximum, s.splat(f32::MIN));
+    let safe = s.select(empty, s.zero(), maximum);
+    let shift = s.sub(s.zero(), s.mul(safe, factor));
+    let ratio = exp2_negative(s, s.fma(old, factor, shift));
+    let unchanged = s.lt(old, maximum);
+    (shift, factor, s.select(unchanged, ratio, s.splat(1.0)))
 }
 
 /// From scores to probabilities for one vector of lanes.

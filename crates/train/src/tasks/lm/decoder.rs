@@ -1,7 +1,7 @@
 //! The engine's decoder as a language model to train.
 //!
 //! With activations in bf16 the parameters stay f32 masters: the decoder casts them on the tape, so
-//! gradients and updates are f32. It has no dropout, so nothing depends on the moment.
+//! gradients and updates are f32. The moment keys dropout.
 
 use super::{Completion, LanguageModel};
 use crate::task::Moment;
@@ -29,8 +29,12 @@ impl LanguageModel for Decoder {
         value.map_err(|error| Error::Internal(format!("the model's config: {error}")))
     }
 
-    fn loss(&self, batch: &Batch, _: Option<Moment>) -> Result<Tensor> {
-        Ok(Decoder::loss(self, &batch.tokens, &batch.targets, &packed(batch)?)?)
+    fn loss(&self, batch: &Batch, moment: Option<Moment>) -> Result<Tensor> {
+        let (tokens, targets, packed) = (&batch.tokens, &batch.targets, packed(batch)?);
+        Ok(match moment {
+            Some(moment) => self.training_loss(tokens, targets, &packed, moment.noise())?,
+            None => Decoder::loss(self, tokens, targets, &packed)?,
+        })
     }
 
     fn complete(&self, request: &Completion) -> Result<Vec<u32>> {

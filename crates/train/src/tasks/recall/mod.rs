@@ -199,9 +199,10 @@ impl Task for Recalling {
         Ok(Some(self.batch(Set::Training, &numbers)))
     }
 
-    fn loss(&self, batch: &Batch, _: Moment) -> Result<Loss> {
+    fn loss(&self, batch: &Batch, moment: Moment) -> Result<Loss> {
         let packed = SeqBatch::equal(batch.rows, self.options.recall.length)?;
-        let mean = self.decoder.loss(&batch.tokens, &batch.targets, &packed)?;
+        let Batch { tokens, targets, .. } = batch;
+        let mean = self.decoder.training_loss(tokens, targets, &packed, moment.noise())?;
         let targets = (batch.rows * self.options.recall.targets()) as u64;
         Ok(Loss { mean, targets, tokens: batch.tokens.len() as u64, bytes: 0 })
     }

@@ -100,8 +100,18 @@ fn decoding_equals_one_causal_call() {
 /// A prompt in pieces of any size has the bits of the whole, also under a window and in bf16.
 #[test]
 fn invariant_bits_do_not_depend_on_cuts() {
-    let (length, heads, kv_heads, dim) = (150, 4, 1, 20);
-    for (dtype, window_left) in [(DType::F32, None), (DType::F32, Some(37)), (DType::BF16, None)] {
+    let length = 150;
+    // Steps of one, two, four and more rows a key head, whole vectors of features and others.
+    for (dtype, window_left, heads, kv_heads, dim) in [
+        (DType::F32, None, 4, 1, 20),
+        (DType::F32, Some(37), 4, 1, 20),
+        (DType::BF16, None, 4, 1, 20),
+        (DType::F32, None, 3, 3, 64),
+        (DType::BF16, None, 3, 3, 64),
+        (DType::BF16, Some(37), 2, 1, 37),
+        (DType::F32, None, 7, 1, 33),
+        (DType::BF16, None, 8, 1, 80),
+    ] {
         let rows = |seed, heads| {
             randn(seed, &[1, length, heads, dim], DType::F32).to_dtype(dtype).unwrap()
         };

@@ -258,6 +258,27 @@ fn invariant_bits_do_not_depend_on_cuts() {
     });
 }
 
+/// States of many sequences are written past the caches; each has the bits that it has alone.
+#[test]
+fn large_batches_have_the_bits_of_small_ones() {
+    with_level(Level::Invariant, || {
+        // 4.3 MB of states.
+        let t = problem(2100, 1, DType::F32);
+        let (y, last) = ssd(&inputs(&t), &SOFTPLUS).unwrap();
+        for at in [0, 1, 1057, 2099] {
+            let row = |tensor: &Tensor| tensor.narrow(0, at, 1).unwrap();
+            let own = |(index, tensor)| match index {
+                2 | 5 | 7 => Tensor::clone(tensor),
+                _ => row(tensor).contiguous().unwrap(),
+            };
+            let own: Vec<Tensor> = t.iter().enumerate().map(own).collect();
+            let (own_y, own_last) = ssd(&inputs(&own), &SOFTPLUS).unwrap();
+            assert_close("y", &own_y, &row(&y), 0.0);
+            assert_close("final_state", &own_last, &row(&last), 0.0);
+        }
+    });
+}
+
 /// Pieces of at most `size` rows between bounds.
 fn cuts(bounds: &[usize], size: usize) -> Vec<(usize, usize)> {
     let between = |pair: &[usize]| {
