@@ -8,5 +8,6 @@ mod device;
 mod hook;
 pub mod lists;
 pub mod ops;
+pub mod recording;
 mod rows;
 mod vector;

@@ -2,7 +2,9 @@
 //!
 //! Every layer of a model asks for the same lists within a step. A thread keeps the last few that it
 //! copied, by their contents, so that a step copies each once. Readers only: a list is never written.
+//! What is recorded holds the lists that it reads.
 
+use crate::recording::hold;
 use danaus_tensor::{DType, Device, Element, Error, Result, Tensor};
 use std::cell::RefCell;
 
@@ -40,6 +42,7 @@ pub fn list<T: Element + Into<i64>>(values: &[T], device: &Device) -> Result<Ten
         if let Some(at) = lists.iter().rposition(same) {
             let entry = lists.remove(at);
             let tensor = entry.tensor.clone();
+            hold(&tensor);
             lists.push(entry);
             return Ok(tensor);
         }

@@ -1,5 +1,6 @@
 //! Which tokens of a packed batch belong together.
 
+use crate::state::StepLists;
 use danaus_tensor::{Device, Error, Result, Tensor};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ pub struct SeqBatch {
     bounds: Arc<[usize]>,
     cu_seqlens: Tensor,
     max_seqlen: usize,
+    step: Option<Arc<StepLists>>,
 }
 
 impl SeqBatch {
@@ -48,7 +50,22 @@ impl SeqBatch {
         };
         let cu_seqlens = Tensor::from_vec(narrow, [bounds.len()], &Device::Cpu)?;
         let lengths = bounds.windows(2).map(|pair| pair[1] - pair[0]);
-        Ok(Self { max_seqlen: lengths.max().unwrap_or(0), bounds: bounds.into(), cu_seqlens })
+        let max_seqlen = lengths.max().unwrap_or(0);
+        Ok(Self { max_seqlen, bounds: bounds.into(), cu_seqlens, step: None })
+    }
+
+    /// One token for each sequence of a decoding step whose lists lie on the device already.
+    ///
+    /// # Errors
+    /// When there are more sequences than an i32 counts.
+    pub fn of_step(step: Arc<StepLists>) -> Result<Self> {
+        let single = Self::equal(step.len(), 1)?;
+        Ok(Self { step: Some(step), ..single })
+    }
+
+    /// Where the numbers of a decoding step lie on the device, if they are there already.
+    pub fn step(&self) -> Option<&StepLists> {
+        self.step.as_deref()
     }
 
     /// Bounds of the sequences, one more than there are sequences.

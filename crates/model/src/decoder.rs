@@ -13,6 +13,7 @@ use danaus_kernel::ops::dropout::{Dropout, dropout};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::quantized::{Activations, INTEGER};
 use danaus_matrix::mixer::Rope;
+use danaus_matrix::state::{Fit, StepMemory, StepTokens};
 use danaus_matrix::structured::{Dense, Format};
 use danaus_matrix::{LayerState, SeqBatch, StatePool, StructuredMatrix};
 use danaus_runtime::memory::available_bytes;
@@ -167,22 +168,39 @@ impl Decoder {
         self.params.iter().next().map_or(Device::Cpu, |param| param.tensor().device())
     }
 
-    fn embed(&self, ids: &[u32], positions: &[i64]) -> Result<Tensor> {
+    /// Ids as an index, checked.
+    fn wide_ids(&self, ids: &[u32]) -> Result<Vec<i64>> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
             let valid = format!("0..{} (vocab_size)", self.config.vocab_size);
             return Err(Error::argument("token id", id, valid));
         }
-        let wide: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let ids = Tensor::from_vec(wide, [ids.len()], &self.device())?;
-        let mut x = self.embedding.gather_rows(&ids)?.to_dtype(self.stream_dtype())?;
+        Ok(ids.iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// Rows of the table of learned positions.
+    fn position_rows(&self, positions: &[i64]) -> Vec<i64> {
+        let offset = self.config.position_offset as i64;
+        positions.iter().map(|position| position + offset).collect()
+    }
+
+    fn embed(&self, ids: &[u32], positions: &[i64]) -> Result<Tensor> {
+        let list =
+            |numbers: Vec<i64>| Tensor::from_slice(&numbers, [numbers.len()], &self.device());
+        let rows = match self.positions {
+            Some(_) => Some(list(self.position_rows(positions))?),
+            None => None,
+        };
+        self.embed_on_device(&list(self.wide_ids(ids)?)?, rows.as_ref())
+    }
+
+    /// Embeddings of ids and, where there are learned positions, of these rows of them.
+    fn embed_on_device(&self, ids: &Tensor, rows: Option<&Tensor>) -> Result<Tensor> {
+        let mut x = self.embedding.gather_rows(ids)?.to_dtype(self.stream_dtype())?;
         if let Some([into, _]) = &self.projections {
             x = into.apply(&x, Extras::default())?;
         }
-        if let Some(table) = &self.positions {
-            let offset = self.config.position_offset as i64;
-            let rows: Vec<i64> = positions.iter().map(|position| position + offset).collect();
-            let rows = Tensor::from_vec(rows, [positions.len()], &x.device())?;
-            x = x.add(&table.gather_rows(&rows)?.to_dtype(x.dtype())?)?;
+        if let (Some(table), Some(rows)) = (&self.positions, rows) {
+            x = x.add(&table.gather_rows(rows)?.to_dtype(x.dtype())?)?;
         }
         Ok(x)
     }
@@ -347,6 +365,28 @@ impl Decoder {
         Ok(StatePool::new(fresh, capacity))
     }
 
+    /// Prepares a decoding step of one token for each slot in the places that `memory` has for it; see
+    /// `danaus_matrix::state`.
+    ///
+    /// # Errors
+    /// When an id is out of range, a sequence grows too long, or a slot was released.
+    pub fn enter_step(
+        &self,
+        ids: &[u32],
+        pool: &mut StatePool,
+        slots: &[danaus_matrix::state::Slot],
+        memory: &mut StepMemory,
+    ) -> Result<Fit> {
+        let mut positions = Vec::with_capacity(slots.len());
+        for &slot in slots {
+            let before = pool.tokens(slot)?;
+            self.check_lengths(before + 1)?;
+            positions.push(before as i64);
+        }
+        let (ids, rows) = (self.wide_ids(ids)?, self.position_rows(&positions));
+        Ok(pool.enter_step(slots, memory, &StepTokens { ids: &ids, rows: &rows })?)
+    }
+
     /// Takes in the next tokens of several sequences and returns their hidden rows after the last norm.
     ///
     /// # Errors
@@ -364,7 +404,10 @@ impl Decoder {
             self.check_lengths(before + count)?;
             positions.extend(before as i64..(before + count) as i64);
         }
-        let mut x = self.embed(ids, &positions)?;
+        let mut x = match batch.step() {
+            Some(step) => self.embed_on_device(&step.ids, Some(&step.rows))?,
+            None => self.embed(ids, &positions)?,
+        };
         for (index, block) in self.blocks.iter().enumerate() {
             x = block.advance(&x, batch, &mut pool.layer(slots, index)?)?;
         }

@@ -81,6 +81,13 @@ pub enum Error {
     },
 }
 
+/// What a GPU reports reaches models through tensors.
+impl From<danaus_runtime::cuda::Error> for Error {
+    fn from(error: danaus_runtime::cuda::Error) -> Self {
+        Self::Tensor(error.into())
+    }
+}
+
 impl Error {
     pub(crate) fn argument(
         arg: &'static str,

@@ -33,7 +33,7 @@ pub struct BenchArgs {
     /// Folder with the peers' scripts
     #[arg(long, default_value = "benches/peers", value_name = "FOLDER")]
     peers_dir: PathBuf,
-    /// Model shape of `generate`: llama-130m, mamba2-130m, llama-1b
+    /// Model shape of `generate`: llama-130m, mamba2-130m, llama-1b, mamba2-2.7b
     #[arg(long, default_value = "llama-130m", conflicts_with = "model")]
     shape: String,
     /// How the weights of that shape are stored: f32, bf16, f16, q8_0, q4_0, q4_k
@@ -194,6 +194,9 @@ fn print_generate(row: &GenerateRow, as_json: bool) {
             "prefill_tokens_per_s": row.prefill_rate, "prefill_of_peak": row.prefill_of_peak,
             "decode_tokens_per_s": row.decode_rate, "step_ms": step, "products_ms": products,
             "bytes": row.bytes, "of_bandwidth": row.of_bandwidth,
+            "weight_bytes": row.weight_bytes, "weights_of_bandwidth": row.weights_of_bandwidth,
+            "launched_step_ms": row.launched.map(milliseconds),
+            "graph": super::graph_json(&row.graph),
             "peer_prefill_tokens_per_s": row.peer.map(|peer| peer.prefill),
             "peer_decode_tokens_per_s": row.peer.map(|peer| peer.decode),
         });
@@ -207,6 +210,19 @@ fn print_generate(row: &GenerateRow, as_json: bool) {
         row.decode_rate,
         100.0 * row.of_bandwidth
     );
+    if let Some(launched) = row.launched {
+        let rate = batch as f64 / launched.as_secs_f64();
+        let share = 100.0 * row.weights_of_bandwidth;
+        match &row.graph.refused {
+            Some(reason) => println!("  no graph: {reason}"),
+            None => println!(
+                "  weights alone {share:.0} % of copy bandwidth; without graphs {rate:.1} tokens/s, step \
+                 {:.2} ms ({:.0} %)",
+                milliseconds(launched),
+                share * row.step.as_secs_f64() / launched.as_secs_f64()
+            ),
+        }
+    }
     if let Some(peer) = row.peer {
         println!(
             "  peer: prefill {:.0} tokens/s (ours {:.2}x), decode {:.1} tokens/s (ours {:.2}x)",

@@ -62,9 +62,18 @@ pub struct GenerateArgs {
     /// Save the state after the prompt (one prompt only)
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
+    /// Record decoding steps on a GPU once and replay them; the texts are the same
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    graph: Switch,
     /// Print one JSON object per text
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
@@ -72,6 +81,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let (mut prompts, extra_stop) = prompts(args, &model)?;
     let mut batching = Batching::of(&model.decoder);
     (batching.max_sequences, batching.max_tokens) = (args.max_batch, args.batch_tokens);
+    batching.graph = args.graph == Switch::On;
     if args.fast_prompts {
         batching.level = Level::Deterministic;
     }
@@ -105,6 +115,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     })?;
     written?;
     tracing::info!(prompt = timings.prompt_rate(), decode = timings.decode_rate(), "tokens/s");
+    let refused = timings.graph.refused.as_deref().filter(|_| batching.graph);
+    if let Some(reason) = refused.filter(|_| model.decoder.device().is_cuda()) {
+        tracing::warn!(reason, "decoding steps were not recorded");
+    }
     for (index, completion) in completions.iter().enumerate() {
         let request = &requests[index / args.completions];
         if args.json {
@@ -195,6 +209,7 @@ fn describe(
             "prompt_tokens_per_s": timings.prompt_rate(),
             "new_tokens": timings.new_tokens, "decode_seconds": timings.decode_seconds,
             "decode_tokens_per_s": timings.decode_rate(),
+            "graph": super::graph_json(&timings.graph),
         },
     });
     if args.logprobs > 0 {

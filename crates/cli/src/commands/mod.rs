@@ -22,6 +22,8 @@ mod train;
 mod train_recall;
 
 use clap::Subcommand;
+use danaus::model::generate::GraphUse;
+use serde_json::json;
 use std::process::ExitCode;
 
 /// What to do.
@@ -70,6 +72,14 @@ pub enum Command {
     Selftest(selftest::SelftestArgs),
     /// Show the implemented systems and how far each has come
     Systems(systems::SystemsArgs),
+}
+
+/// How decoding steps ran: on a GPU by replays of recorded graphs, or why not.
+fn graph_json(used: &GraphUse) -> serde_json::Value {
+    json!({
+        "replayed": used.replayed, "launched": used.launched, "recorded": used.recorded,
+        "refused": used.refused,
+    })
 }
 
 /// Runs a command.

@@ -7,6 +7,7 @@
 
 mod attention;
 mod decoding;
+mod graphs;
 mod mamba2_step;
 mod models;
 mod operators;

@@ -105,6 +105,33 @@ fn linear_layers_with_and_without_their_parts() {
     }
 }
 
+/// Few rows have a kernel of their own: all numbers of them and one more, features that fill warps and not.
+#[test]
+fn linear_layers_of_a_few_rows() {
+    for dtype in [DType::F32, DType::BF16] {
+        for features in [8, 72, 1032, 2560] {
+            for rows in 1..=5 {
+                let inputs = [
+                    randn(1, &[rows, features], dtype),
+                    randn(2, &[46, features], dtype).affine(0.05, 0.0).unwrap(),
+                    randn(3, &[46], dtype),
+                    randn(4, &[rows, 46], dtype),
+                ];
+                for activation in [None, Some(Activation::Silu)] {
+                    for with in [false, true] {
+                        let what = format!("{dtype}, {rows} x {features}, {activation:?}, {with}");
+                        check(&what, &inputs, |t| {
+                            let extra = |at: usize| with.then(|| &t[at]);
+                            let (bias, residual) = (extra(2), extra(3));
+                            Ok(vec![linear(&t[0], &t[1], Extras { bias, activation, residual })?])
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rotations_by_every_kind_of_position() {
     let (cos, sin) = tables(64, 16, 10_000.0).unwrap();

@@ -28,6 +28,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         conv1d::cuda::variants(),
         cross_entropy::cuda::variants(),
         dropout::cuda::variants(),
+        linear::few_rows::variants(),
         mamba2_step::cuda::variants(),
         norm::cuda::variants(),
         optimizer::variants(),
@@ -36,6 +37,7 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
         selective_scan::cuda::variants(),
         softmax::cuda::variants(),
         ssd::cuda::variants(),
+        crate::recording::variants(),
     ];
     families.into_iter().flatten().collect()
 }

@@ -372,12 +372,18 @@ impl SequenceMixer for Attention {
             }
         }
         let (mut positions, mut end) = (Vec::with_capacity(batch.tokens()), 0);
+        let step = batch.step();
         for (state, count) in caches.iter().zip(batch.lengths()) {
             self.check_length("attention", state.len() + count)?;
             positions.extend(state.len() as i64..(state.len() + count) as i64);
             end = end.max(state.len() + count);
         }
-        let positions = list(&positions, &x.device())?;
+        let positions = match step {
+            Some(step) => step.positions.clone(),
+            None => list(&positions, &x.device())?,
+        };
+        // Angles for every position that the step may be replayed at.
+        let end = step.map_or(end, |step| step.room.min(self.max_positions));
         let ([q, k, v], after) = match convs.is_empty() {
             true => self.project(x, batch, None)?,
             false => {
@@ -413,7 +419,8 @@ impl SequenceMixer for Attention {
                     softmax_scale: self.config.softmax_scale,
                     ..paged
                 };
-                let out = KvState::attend(group, &q, NewKeys { k: &k, v: &v }, options)?;
+                let new = NewKeys { k: &k, v: &v };
+                let out = KvState::attend(group, &q, new, step, options)?;
                 mixed.push(out.flatten(0, 1)?);
             }
             (caches, start) = (rest, start + together);

@@ -26,10 +26,12 @@ use super::{foreign_state, part_states};
 use crate::state::RecurrentState;
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
+use danaus_kernel::lists::list;
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::rms_norm_gated::{RmsNormGatedOptions, rms_norm_gated};
 use danaus_kernel::ops::rotary::Positions;
 use danaus_kernel::ops::ssd::{SsdCoreInputs, ssd_core};
+use danaus_kernel::recording::constant;
 use danaus_tensor::ops::expr::{Expr, Unary};
 use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -283,8 +285,10 @@ impl LinearAttention {
             (None, LinearAttentionKind::RetNet) => {
                 let keeps = |head: usize| (-(2f64.powf(-5.0 - head as f64))).ln_1p();
                 let row: Vec<f64> = (0..heads).map(keeps).collect();
-                let row = Tensor::from_vec(row, [1, heads], &Device::Cpu)?.to_dtype(dtype)?;
-                row.to_device(&logits.device())?.broadcast_to([tokens, heads])?.contiguous()
+                constant(|| {
+                    let row = Tensor::from_vec(row, [1, heads], &Device::Cpu)?.to_dtype(dtype)?;
+                    row.to_device(&logits.device())?.broadcast_to([tokens, heads])?.contiguous()
+                })
             }
             (None, _) => Tensor::zeros([tokens, heads], dtype, &logits.device()),
         }
@@ -351,7 +355,8 @@ fn features(x: &Tensor) -> Result<Tensor> {
     Tensor::fused(&(x0.unary(Unary::Relu) + below), &[x])
 }
 
-/// Tokens that a state has seen; kept where other recurrent layers have their convolution's inputs.
+/// Tokens that a state has seen; kept where other recurrent layers have their convolution's inputs, on the
+/// processor.
 fn seen(state: &LayerState, op: &'static str) -> Result<usize> {
     let LayerState::Recurrent(state) = state else { return Err(foreign_state(op)) };
     Ok(state.conv.to_scalar()? as usize)
@@ -399,10 +404,13 @@ impl SequenceMixer for LinearAttention {
             counts.push((before + length) as i64);
         }
         let end = counts.iter().copied().max().unwrap_or(0) as usize;
-        let positions = Tensor::from_vec(positions, [batch.tokens()], &x.device())?;
+        let (positions, end) = match batch.step() {
+            Some(step) => (step.positions.clone(), step.room),
+            None => (list(&positions, &x.device())?, end),
+        };
         let parts = self.project(x, Positions::At(&positions), end)?;
         let (o, scan) = self.scan(&parts, &parts.v, batch, Some(&scan))?;
-        let counts = Tensor::from_vec(counts, [states.len(), 1, 1], &x.device())?;
+        let counts = Tensor::from_vec(counts, [states.len(), 1, 1], &Device::Cpu)?;
         part_states(states, [counts, scan])?;
         self.finish(&o, parts.gate.as_ref(), residual)
     }

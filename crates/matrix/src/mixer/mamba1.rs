@@ -22,6 +22,7 @@ use crate::{LayerState, SeqBatch, StructuredMatrix};
 use danaus_kernel::ops::conv1d::{ConvInputs, ConvOptions, causal_conv1d};
 use danaus_kernel::ops::linear::Extras;
 use danaus_kernel::ops::selective_scan::{ScanInputs, ScanOptions, selective_scan};
+use danaus_kernel::recording::constant;
 use danaus_tensor::{DType, Device, Error, Init, Param, ParamBuilder, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -208,7 +209,7 @@ impl Mamba1 {
 
     /// Decay rates `-e^(A_log)`.
     fn rates(&self) -> Result<Tensor> {
-        self.a_log.tensor().exp()?.neg()
+        constant(|| self.a_log.tensor().exp()?.neg())
     }
 
     /// From the projection to the output: packed tokens from `states` (conv, scan) or from nothing.

@@ -14,7 +14,7 @@ use super::{
     SequenceMixer, check_states, foreign_state, identity_columns, initial_dt_bias,
     projection_biases,
 };
-use crate::state::{DRAFT_TOKENS, STEP_TOKENS, SlotState};
+use crate::state::{DRAFT_TOKENS, STEP_TOKENS, SlotState, StepLists};
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
 use danaus_kernel::ops::activation::swiglu;
@@ -348,7 +348,13 @@ impl Mamba2 {
     }
 
     /// One step of all sequences on their states.
-    fn step(&self, parts: &Projected, len: usize, states: &mut [&mut SlotState]) -> Result<Tensor> {
+    fn step(
+        &self,
+        parts: &Projected,
+        len: usize,
+        lists: Option<&StepLists>,
+        states: &mut [&mut SlotState],
+    ) -> Result<Tensor> {
         let rows = |x: &Tensor| match len {
             1 => x.unsqueeze(1),
             _ => x.reshape([states.len(), len, x.dims()[1]]),
@@ -369,7 +375,7 @@ impl Mamba2 {
         };
         let dt_limit = self.config.limits();
         let options = StepOptions { dt_softplus: true, dt_limit, commit: true };
-        let y = SlotState::step(states, &inputs, &params, &options)?;
+        let y = SlotState::step(states, &inputs, &params, lists, &options)?;
         if len == 0 {
             return Ok(y);
         }
@@ -388,7 +394,7 @@ impl Mamba2 {
             let none = |width| Tensor::zeros([0, width], like.dtype(), &like.device());
             let (xbc, dt) = (none(self.widths.conv())?, none(self.widths.n_heads)?);
             let parts = Projected { mlp: None, z: none(self.widths.d_ssm)?, xbc, dt };
-            self.step(&parts, 0, std::slice::from_mut(state))?;
+            self.step(&parts, 0, None, std::slice::from_mut(state))?;
         }
         Ok(())
     }
@@ -446,7 +452,7 @@ impl SequenceMixer for Mamba2 {
         }
         let parts = self.project(x)?;
         let y = match self.step_len(x, batch, &slots) {
-            Some(len) => self.step(&parts, len, &mut slots)?,
+            Some(len) => self.step(&parts, len, batch.step(), &mut slots)?,
             None => {
                 self.take_in(&mut slots, x)?;
                 let before = SlotState::join(&slots)?;

@@ -14,6 +14,7 @@
 
 use super::AttentionConfig;
 use danaus_kernel::ops::rotary::{Positions, rotary, tables_from};
+use danaus_kernel::recording::hold;
 use danaus_tensor::{Device, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::TAU;
@@ -161,6 +162,8 @@ impl Rope {
     /// When shapes do not fit.
     pub fn rotate(&self, x: &Tensor, positions: Positions, end: usize) -> Result<Tensor> {
         let (cos, sin) = self.tables(end, &x.device())?;
+        // Another text may need longer tables, which replace these.
+        [&cos, &sin].into_iter().for_each(hold);
         rotary(x, (&cos, &sin), positions, self.interleaved)
     }
 }

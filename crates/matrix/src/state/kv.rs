@@ -6,6 +6,8 @@
 //! writes into one (only a last, partly filled page is ever copied). The arena itself doubles when it
 //! is full.
 
+use super::StepLists;
+use super::step::table_pages;
 use danaus_kernel::ops::attention::{CacheOptions, KvCache, NewKeys, attention_kvcache};
 use danaus_tensor::{DType, Device, Error, Result, Tensor};
 use std::hash::Hasher;
@@ -173,6 +175,49 @@ impl KvState {
         self.lock().let_go(&beyond);
     }
 
+    /// The pages, in the order of the tokens.
+    pub(super) fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    /// Tells arenas apart.
+    pub(super) fn arena_key(&self) -> usize {
+        Arc::as_ptr(&self.arena) as usize
+    }
+
+    /// Where keys and values of the arena begin on a GPU.
+    pub(super) fn addresses(&self) -> Result<[u64; 2]> {
+        let arena = self.lock();
+        Ok([arena.cache.k.device_address()?, arena.cache.v.device_address()?])
+    }
+
+    /// Makes room for `count` more tokens.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn make_room(&mut self, count: usize) -> Result<()> {
+        let arena = self.arena.clone();
+        let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
+        self.extend(&mut arena, count)
+    }
+
+    /// Makes the arena large enough for `pages` pages more, so that it stays where it is while they last.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(super) fn reserve(&self, pages: usize) -> Result<()> {
+        let mut arena = self.lock();
+        while arena.free.len() < pages {
+            arena.grow()?;
+        }
+        Ok(())
+    }
+
+    /// Counts a token that a replayed step has put into the room for it.
+    pub(super) fn count_one(&mut self) {
+        self.len += 1;
+    }
+
     /// Makes room for `count` more tokens in pages of its own.
     fn extend(&mut self, arena: &mut Arena, count: usize) -> Result<()> {
         if !self.len.is_multiple_of(PAGE)
@@ -190,7 +235,8 @@ impl KvState {
     }
 
     /// Appends new keys and values to several sequences beside each other, the same number to each,
-    /// and attends: q `[sequences, n, heads, head_dim]` to the output alike.
+    /// and attends: q `[sequences, n, heads, head_dim]` to the output alike. `step` has the lists on the
+    /// device where they are there already.
     ///
     /// # Errors
     /// When shapes or dtypes do not fit, the sequences lie in different arenas, or there is no memory.
@@ -198,6 +244,7 @@ impl KvState {
         states: &mut [&mut Self],
         q: &Tensor,
         new: NewKeys,
+        step: Option<&StepLists>,
         options: impl FnOnce(CacheOptions) -> CacheOptions,
     ) -> Result<Tensor> {
         let count = new.k.dims()[1];
@@ -208,11 +255,14 @@ impl KvState {
             let valid = "sequences of one pool";
             return Err(Error::argument("kv state", "states", "of several pools", valid));
         }
+        let key = Arc::as_ptr(&arena) as usize;
         let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
         for state in states.iter_mut() {
             state.extend(&mut arena, count)?;
         }
-        let per_sequence = states.iter().map(|state| state.pages.len()).max().unwrap_or(0);
+        let longest = states.iter().map(|state| state.pages.len()).max().unwrap_or(0);
+        // On a GPU keys are cut by the room of the table.
+        let per_sequence = if q.device().is_cuda() { table_pages(longest) } else { longest };
         let mut table = vec![0i32; states.len() * per_sequence];
         for (state, row) in states.iter().zip(table.chunks_mut(per_sequence.max(1))) {
             row.iter_mut().zip(&state.pages).for_each(|(to, page)| *to = *page as i32);
@@ -220,7 +270,9 @@ impl KvState {
         let used: Vec<i32> = states.iter().map(|state| state.len as i32).collect();
         let used = Tensor::from_vec(used, [states.len()], &Device::Cpu)?;
         let table = Tensor::from_vec(table, [states.len(), per_sequence], &Device::Cpu)?;
-        let paged = CacheOptions { page_table: Some(table), ..CacheOptions::causal(used) };
+        let on_device = step.and_then(|step| step.cache(key));
+        let paged =
+            CacheOptions { page_table: Some(table), on_device, ..CacheOptions::causal(used) };
         let (out, _) = attention_kvcache(q, &mut arena.cache, Some(new), &options(paged))?;
         for state in states.iter_mut() {
             state.len += count;

@@ -11,12 +11,14 @@ mod kv;
 mod pool;
 mod recurrent;
 mod slots;
+mod step;
 mod store;
 
 pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
 pub use slots::{DRAFT_TOKENS, STEP_TOKENS, SlotState};
+pub use step::{Fit, StepLists, StepMemory, StepPoint, StepTokens};
 
 use danaus_tensor::{Device, Result, Tensor};
 

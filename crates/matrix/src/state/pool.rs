@@ -233,6 +233,12 @@ impl StatePool {
         Ok(self.entry(slot)?.tokens)
     }
 
+    /// Sets the number of committed tokens, for a step that is taken back.
+    pub(super) fn set_tokens(&mut self, slot: Slot, tokens: usize) -> Result<()> {
+        self.entry(slot)?.tokens = tokens;
+        Ok(())
+    }
+
     /// Bytes of all states in use.
     pub fn bytes(&self) -> usize {
         let layers = self.entries.iter().flatten().flat_map(|entry| &entry.layers);

@@ -3,15 +3,19 @@
 //! Sequences that step together keep the states of a step as rows of one batch. When the same sequences
 //! come again in the same order (nearly every decoding step), that batch is the next input as it is;
 //! joining and parting would move every state twice more than the step itself.
+//!
+//! Layers without a convolution keep the number of tokens in its place (i64). It stays on the processor,
+//! whatever device the state is on: reading it must not wait for the device.
 
-use danaus_tensor::{Device, Result, Tensor};
+use danaus_kernel::recording::overwrite;
+use danaus_tensor::{DType, Device, Result, Tensor};
 use std::hash::Hasher;
 use std::sync::Arc;
 
 /// Values of one sequence in one layer. Tensors are immutable, so a copy shares them.
 #[derive(Clone)]
 pub struct RecurrentState {
-    /// Last `width - 1` inputs of the convolution, `[1, channels, width - 1]`.
+    /// Last `width - 1` inputs of the convolution, `[1, channels, width - 1]`; or the tokens so far.
     pub conv: Tensor,
     /// `[1, heads, head_dim, d_state]`, or `[1, channels, d_state]` of a diagonal system; f32 (f64 beside
     /// f64).
@@ -21,9 +25,23 @@ pub struct RecurrentState {
 }
 
 /// States of several sequences, `[sequences, ...]` each.
-struct Batch {
+pub(super) struct Batch {
     conv: Tensor,
     scan: Tensor,
+}
+
+impl Batch {
+    /// What is to be written where, for values that do not lie here already.
+    pub(super) fn targets<'a>(
+        &'a self,
+        conv: &'a Tensor,
+        scan: &'a Tensor,
+    ) -> Vec<(&'a Tensor, &'a Tensor)> {
+        let moved = |(from, to): &(&Tensor, &Tensor)| {
+            from.dtype() != DType::I64 && from.device_address().ok() != to.device_address().ok()
+        };
+        [(conv, &self.conv), (scan, &self.scan)].into_iter().filter(moved).collect()
+    }
 }
 
 impl RecurrentState {
@@ -46,7 +64,9 @@ impl RecurrentState {
                 row.is_some_and(|(other, row)| Arc::ptr_eq(batch, other) && *row == at)
             };
             if batch.scan.dims()[0] == states.len() && states.iter().enumerate().all(in_place) {
-                return Ok((batch.conv.clone(), batch.scan.clone()));
+                let conv =
+                    if states[0].counts() { Self::counted(states)? } else { batch.conv.clone() };
+                return Ok((conv, batch.scan.clone()));
             }
         }
         let convs: Vec<&Tensor> = states.iter().map(|state| &state.conv).collect();
@@ -71,12 +91,80 @@ impl RecurrentState {
         (0..count).map(row).collect()
     }
 
-    /// The same values on a device.
+    /// Whether it counts tokens in place of a convolution's inputs.
+    pub(super) fn counts(&self) -> bool {
+        self.conv.dtype() == DType::I64
+    }
+
+    fn counted(states: &[&Self]) -> Result<Tensor> {
+        Tensor::cat(&states.iter().map(|state| &state.conv).collect::<Vec<_>>(), 0)
+    }
+
+    /// Counts a token that a replayed step has taken in.
+    pub(super) fn count_one(&mut self) -> Result<()> {
+        if self.counts() {
+            let count = self.conv.to_vec::<i64>()?.into_iter().map(|count| count + 1).collect();
+            self.conv = Tensor::from_vec(count, self.conv.shape(), &Device::Cpu)?;
+        }
+        Ok(())
+    }
+
+    /// Room for the states of `count` sequences like this one, at fixed places.
+    pub(super) fn memory(&self, count: usize) -> Result<Arc<Batch>> {
+        let room = |like: &Tensor| {
+            let mut dims = like.dims().to_vec();
+            dims[0] = count;
+            Tensor::zeros(dims, like.dtype(), &like.device())
+        };
+        Ok(Arc::new(Batch { conv: room(&self.conv)?, scan: room(&self.scan)? }))
+    }
+
+    /// Whether nobody but these states (and a step's memory) holds rows of the batch.
+    pub(super) fn may_overwrite(states: &[&mut Self], batch: &Arc<Batch>) -> bool {
+        let own = |state: &&&mut Self| {
+            state.row.as_ref().is_some_and(|(other, _)| Arc::ptr_eq(batch, other))
+        };
+        Arc::strong_count(batch) == 1 + states.iter().filter(own).count()
+    }
+
+    /// Moves states into the rows of a batch that they may overwrite, unless they are there.
+    pub(super) fn settle(states: &mut [&mut Self], batch: &Arc<Batch>) -> Result<()> {
+        let in_place = |(at, state): (usize, &&mut Self)| {
+            let row = state.row.as_ref();
+            row.is_some_and(|(other, row)| Arc::ptr_eq(batch, other) && *row == at)
+        };
+        if states.iter().enumerate().all(in_place) {
+            return Ok(());
+        }
+        let (conv, scan) = Self::joined(states)?;
+        overwrite(&batch.targets(&conv, &scan))?;
+        Self::rebind(states, batch)
+    }
+
+    /// [`Self::join`] of states that are about to change.
+    pub(super) fn joined(states: &[&mut Self]) -> Result<(Tensor, Tensor)> {
+        Self::join(&states.iter().map(|state| &**state).collect::<Vec<_>>())
+    }
+
+    /// Lets states be the rows of a batch that holds, or will hold, their values.
+    pub(super) fn rebind(states: &mut [&mut Self], batch: &Arc<Batch>) -> Result<()> {
+        for (at, state) in states.iter_mut().enumerate() {
+            if !state.counts() {
+                state.conv = batch.conv.narrow(0, at, 1)?;
+            }
+            state.scan = batch.scan.narrow(0, at, 1)?;
+            state.row = Some((batch.clone(), at));
+        }
+        Ok(())
+    }
+
+    /// The same values on a device; a number of tokens stays where it is.
     pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
         if self.scan.device() == *device {
             return Ok(self.clone());
         }
-        Ok(Self::new(self.conv.to_device(device)?, self.scan.to_device(device)?))
+        let conv = if self.counts() { self.conv.clone() } else { self.conv.to_device(device)? };
+        Ok(Self::new(conv, self.scan.to_device(device)?))
     }
 
     /// The same values in memory of their own: a row keeps its whole batch alive.

@@ -8,6 +8,7 @@
 //! A draft is taken in by one step that leaves the state before it; how much of it was accepted is a number,
 //! and the next step replays that much. Until then [`SlotState::values`] has no state to give.
 
+use super::StepLists;
 use danaus_kernel::ops::mamba2_step::{
     Mamba2Pool, PoolShape, StepInputs, StepOptions, StepParams, StepRows, mamba2_step,
 };
@@ -140,6 +141,23 @@ impl SlotState {
         Arc::ptr_eq(&self.arena, &other.arena)
     }
 
+    /// Tells arenas apart.
+    pub(super) fn arena_key(&self) -> usize {
+        Arc::as_ptr(&self.arena) as usize
+    }
+
+    /// Where inputs and states of the arena begin on a GPU.
+    pub(super) fn addresses(&self) -> Result<[u64; 2]> {
+        let arena = self.lock();
+        Ok([arena.pool.conv.device_address()?, arena.pool.scan.device_address()?])
+    }
+
+    /// The slot, if the next step reads it and leaves its own state in it.
+    pub(super) fn settled(&self) -> Option<usize> {
+        let slot = self.slot.filter(|_| self.pending == 0 && self.draft == Draft::None)?;
+        (self.lock().holders[slot] == 1).then_some(slot)
+    }
+
     /// Accepted tokens that the next step replays.
     pub fn pending(&self) -> usize {
         self.pending
@@ -216,7 +234,8 @@ impl SlotState {
         Ok(())
     }
 
-    /// One step of sequences that lie beside each other: `y` `[sequences, seqlen, heads * head_dim]`. If
+    /// One step of sequences that lie beside each other: `y` `[sequences, seqlen, heads * head_dim]`. `step`
+    /// has the slots on the device where they are there already. If
     /// one of them drafts, the tokens of all others are accepted ones of a draft.
     ///
     /// # Errors
@@ -225,6 +244,7 @@ impl SlotState {
         states: &mut [&mut Self],
         inputs: &StepInputs,
         params: &StepParams,
+        step: Option<&StepLists>,
         options: &StepOptions,
     ) -> Result<Tensor> {
         let options = &StepOptions {
@@ -238,6 +258,7 @@ impl SlotState {
             let valid = "sequences of one pool";
             return Err(Error::argument("slot state", "states", "of several pools", valid));
         }
+        let key = Arc::as_ptr(&arena) as usize;
         let mut arena = arena.lock().unwrap_or_else(PoisonError::into_inner);
         let mut places = Vec::with_capacity(states.len());
         for state in states.iter() {
@@ -253,7 +274,11 @@ impl SlotState {
         let moved = places.iter().any(|(from, to)| from != to);
         let replays = states.iter().any(|state| state.pending > 0);
         let run = |pool: &mut Mamba2Pool| -> Result<Tensor> {
-            let slots = list(places.iter().map(|place| place.0 as i32).collect())?;
+            // Lists that lie on the device are those of settled states.
+            let slots = match step.and_then(|step| step.slots(key)) {
+                Some(slots) => slots,
+                None => list(places.iter().map(|place| place.0 as i32).collect())?,
+            };
             let targets = list(places.iter().map(|place| place.1 as i32).collect())?;
             let accepted = list(states.iter().map(|state| state.pending as i32).collect())?;
             let (to_slots, accepted) = (moved.then_some(&targets), replays.then_some(&accepted));

@@ -7,16 +7,20 @@
 //! a time, not by the number of requests. Several completions of one prompt share its states: the
 //! prompt is taken in once.
 //!
+//! On a GPU steps of one token a sequence are recorded as graphs and replayed (`recorded.rs`).
+//!
 //! Draws are keyed by (seed, completion of the prompt, position), and logits are computed at the
 //! invariant numeric level unless another is asked for: a text does not depend on its neighbours, nor on
 //! where its prompt was cut.
 
 mod chat;
+mod choose;
 mod eos;
 mod exponential;
 mod filter;
 mod output;
 mod prompts;
+mod recorded;
 mod run;
 mod sampling;
 mod state;
@@ -26,6 +30,7 @@ pub use chat::{Chat, Turn};
 pub use eos::eos_tokens;
 pub use output::{Finish, Piece};
 pub use prompts::{Prompt, PromptText};
+pub use recorded::GraphUse;
 pub use run::{Batching, Generator, Timings};
 pub use sampling::{Choice, Sampler, Sampling};
 pub use state::{Identity, State};

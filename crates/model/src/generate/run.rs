@@ -1,17 +1,15 @@
 //! The loop: admit, pass, choose, finish.
 
+use super::choose::{Wanted, choices, reduce};
 use super::output::Output;
+use super::recorded::{GraphUse, Outcome, Recorder};
 use super::{Completion, Finish, Piece, Request, Sampler, State};
 use crate::decoder::Decoder;
 use crate::{Error, Result};
-use danaus_kernel::ops::cross_entropy::{Options as LossOptions, Reduction, cross_entropy};
 use danaus_matrix::state::Slot;
 use danaus_matrix::{SeqBatch, StatePool};
-use danaus_runtime::pool::Scratch;
-use danaus_runtime::threads;
-use danaus_tensor::{DType, Device, Level, Tensor, no_grad, with_level};
+use danaus_tensor::{Level, Tensor, no_grad, with_level};
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// How much is computed at a time.
@@ -24,6 +22,8 @@ pub struct Batching {
     /// What results may depend on. At [`Level::Invariant`] a text is the same to the last bit whatever
     /// else is in the batch and wherever its prompt is cut; below, long prompts are read faster.
     pub level: Level,
+    /// Whether decoding steps on a GPU are recorded and replayed as graphs; the bits are the same.
+    pub graph: bool,
 }
 
 impl Batching {
@@ -39,12 +39,12 @@ impl Batching {
 
 impl Default for Batching {
     fn default() -> Self {
-        Self { max_sequences: 32, max_tokens: 2048, level: Level::Invariant }
+        Self { max_sequences: 32, max_tokens: 2048, level: Level::Invariant, graph: true }
     }
 }
 
 /// How long a run took. A pass with prompt tokens counts as reading.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timings {
     /// Prompt tokens taken in.
     pub prompt_tokens: usize,
@@ -54,6 +54,8 @@ pub struct Timings {
     pub new_tokens: usize,
     /// Seconds of the other passes.
     pub decode_seconds: f64,
+    /// How many of them were replays.
+    pub graph: GraphUse,
 }
 
 impl Timings {
@@ -81,16 +83,16 @@ struct Waiting {
 }
 
 /// A text in the making.
-struct Sequence {
+pub(super) struct Sequence {
     index: usize,
-    request: usize,
+    pub request: usize,
     slot: Slot,
     /// All tokens; those from `seen` on are not in the states yet.
-    history: Vec<u32>,
+    pub history: Vec<u32>,
     seen: usize,
-    sampler: Sampler,
+    pub sampler: Sampler,
     output: Output,
-    completion: Completion,
+    pub completion: Completion,
     siblings: usize,
     finished: Option<Finish>,
 }
@@ -112,6 +114,7 @@ pub struct Generator<'a> {
     requests: &'a [Request],
     batching: Batching,
     pool: StatePool,
+    recorder: Recorder,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
     completions: Vec<Completion>,
@@ -152,9 +155,20 @@ impl<'a> Generator<'a> {
             }
         }
         let pool = decoder.state_pool(batching.max_sequences.min(count).max(1))?;
+        let recorder = Recorder::new(decoder, &pool, batching.graph);
         let completions = vec![Completion::default(); count];
         let (running, timings) = (Vec::new(), Timings::default());
-        Ok(Self { decoder, requests, batching, pool, waiting, running, completions, timings })
+        Ok(Self {
+            decoder,
+            requests,
+            batching,
+            pool,
+            recorder,
+            waiting,
+            running,
+            completions,
+            timings,
+        })
     }
 
     /// Generates everything; `on_piece(completion, piece)` is called as text comes.
@@ -170,7 +184,8 @@ impl<'a> Generator<'a> {
                 loop {
                     self.admit(&mut on_piece)?;
                     if self.running.is_empty() {
-                        return Ok((self.completions, self.timings));
+                        let timings = Timings { graph: self.recorder.used, ..self.timings };
+                        return Ok((self.completions, timings));
                     }
                     self.pass(&mut on_piece)?;
                 }
@@ -210,7 +225,11 @@ impl<'a> Generator<'a> {
                 && let Some(logits) = waiting.start.and_then(|start| start.logits)
             {
                 let last = self.running.len() - 1;
-                self.choose(&[last], &logits.unsqueeze(0)?, on_piece)?;
+                let logits = logits.unsqueeze(0)?;
+                let device = logits.device();
+                let wanted = Wanted::of(&self.running, self.requests, &[last], &device);
+                let reduced = reduce(&logits, wanted)?;
+                self.choose(&[last], &Outcome { logits, reduced }, wanted, on_piece)?;
             }
         }
         Ok(())
@@ -252,18 +271,14 @@ impl<'a> Generator<'a> {
                 rows.push(ids.len() as i64 - 1);
             }
         }
-        let batch = SeqBatch::from_lengths(&lengths)?;
-        let hidden = self.decoder.advance(&ids, &batch, &mut self.pool, &slots)?;
-        if !ready.is_empty() {
-            let hidden = match rows.len() == ids.len() {
-                true => hidden,
-                false => {
-                    let rows = Tensor::from_slice(&rows, [rows.len()], &hidden.device())?;
-                    hidden.index_select(0, &rows)?
-                }
-            };
-            let logits = self.decoder.project(&hidden)?;
-            self.choose(&ready, &logits, on_piece)?;
+        if prompt_tokens == 0 && ready.len() == plan.len() && lengths.iter().all(|&n| n == 1) {
+            let wanted = Wanted::of(&self.running, self.requests, &ready, &self.decoder.device());
+            let (pool, decoder) = (&mut self.pool, self.decoder);
+            let outcome = self.recorder.step(decoder, &ids, pool, &slots, wanted)?;
+            self.choose(&ready, &outcome, wanted, on_piece)?;
+        } else {
+            self.recorder.interrupt();
+            self.read(&ids, &lengths, &slots, (&ready, &rows), on_piece)?;
         }
         let seconds = begin.elapsed().as_secs_f64();
         if prompt_tokens > 0 {
@@ -276,17 +291,45 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    /// Chooses the next tokens of some sequences from their logits `[sequences, vocab]`.
+    /// Takes in tokens of any number a sequence; the sequences of `ready` go on after the tokens of `rows`.
+    fn read(
+        &mut self,
+        ids: &[u32],
+        lengths: &[usize],
+        slots: &[Slot],
+        (ready, rows): (&[usize], &[i64]),
+        on_piece: &mut dyn FnMut(usize, &Piece),
+    ) -> Result<()> {
+        let batch = SeqBatch::from_lengths(lengths)?;
+        let hidden = self.decoder.advance(ids, &batch, &mut self.pool, slots)?;
+        if !ready.is_empty() {
+            let hidden = match rows.len() == ids.len() {
+                true => hidden,
+                false => {
+                    let rows = Tensor::from_slice(rows, [rows.len()], &hidden.device())?;
+                    hidden.index_select(0, &rows)?
+                }
+            };
+            let logits = self.decoder.project(&hidden)?;
+            let wanted = Wanted::of(&self.running, self.requests, ready, &logits.device());
+            let reduced = reduce(&logits, wanted)?;
+            self.choose(ready, &Outcome { logits, reduced }, wanted, on_piece)?;
+        }
+        Ok(())
+    }
+
+    /// Chooses the next tokens of some sequences from what a step left.
     fn choose(
         &mut self,
         ready: &[usize],
-        logits: &Tensor,
+        Outcome { logits, reduced }: &Outcome,
+        wanted: Wanted,
         on_piece: &mut dyn FnMut(usize, &Piece),
     ) -> Result<()> {
         for (row, &at) in ready.iter().enumerate() {
             self.fork(at, &logits.select(0, row)?)?;
         }
-        let choices = choices(&self.running, self.requests, ready, logits)?;
+        let choices = choices(&self.running, self.requests, ready, (reduced, wanted))?;
         for (choice, &at) in choices.into_iter().zip(ready) {
             let sequence = &mut self.running[at];
             let request = &self.requests[sequence.request];
@@ -372,91 +415,4 @@ impl<'a> Generator<'a> {
         }
         Ok(())
     }
-}
-
-/// Where logits lie on a GPU and every text takes the likeliest token and nothing else: how many tokens
-/// there are to choose from.
-fn greedy(
-    running: &[Sequence],
-    requests: &[Request],
-    ready: &[usize],
-    logits: &Tensor,
-) -> Option<usize> {
-    let known = requests[running[*ready.first()?].request].vocab_size;
-    let plain = |&at: &usize| {
-        let sequence = &running[at];
-        let request = &requests[sequence.request];
-        sequence.sampler.is_plain()
-            && request.vocab_size == known
-            && request.max_tokens > 0
-            && request.top_log_probs == 0
-            && sequence.completion.tokens.len() >= request.min_tokens
-    };
-    (logits.device().is_cuda() && ready.iter().all(plain)).then_some(known)
-}
-
-/// The likeliest tokens, chosen where the logits are: two numbers a text come back.
-fn greedy_choices(logits: &Tensor) -> Result<Vec<Result<Option<super::Choice>>>> {
-    let best = logits.argmax(-1)?;
-    let options = LossOptions { reduction: Reduction::None, ..LossOptions::default() };
-    let (surprise, _) = cross_entropy(logits, &best, options)?;
-    let surprise = surprise.to_dtype(DType::F64)?.to_vec::<f64>()?;
-    let choice = |(token, surprise): (i64, f64)| match surprise.is_finite() {
-        true => {
-            Ok(Some(super::Choice { token: token as u32, log_prob: -surprise, top: Vec::new() }))
-        }
-        false => Err(Error::argument("logits", "not finite", "a model without NaN weights")),
-    };
-    Ok(best.to_vec::<i64>()?.into_iter().zip(surprise).map(choice).collect())
-}
-
-/// Choices for sequences from their logits, in parallel; none where no token was asked for.
-fn choices(
-    running: &[Sequence],
-    requests: &[Request],
-    ready: &[usize],
-    logits: &Tensor,
-) -> Result<Vec<Result<Option<super::Choice>>>> {
-    let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    if let Some(known) = greedy(running, requests, ready, logits) {
-        return greedy_choices(&logits.narrow(1, 0, known.min(logits.dims()[1]))?);
-    }
-    let logits = logits.to_dtype(wide)?.contiguous()?.to_device(&Device::Cpu)?;
-    let width = logits.dims()[1];
-    let row = |index: usize, known: usize| -> Result<Scratch<f64>> {
-        let range = index * width..index * width + known.min(width);
-        Ok(match wide {
-            DType::F64 => {
-                let row = &logits.as_slice::<f64>()?[range];
-                Scratch::from_fn(row.len(), |id| row[id])
-            }
-            _ => {
-                let row = &logits.as_slice::<f32>()?[range];
-                Scratch::from_fn(row.len(), |id| f64::from(row[id]))
-            }
-        })
-    };
-    let choose = |index: usize| -> Result<Option<super::Choice>> {
-        let sequence = &running[ready[index]];
-        let request = &requests[sequence.request];
-        if request.max_tokens == 0 {
-            return Ok(None);
-        }
-        let early = sequence.completion.tokens.len() < request.min_tokens;
-        let banned = if early { request.stop.as_slice() } else { &[] };
-        let position = sequence.history.len() as u64;
-        let row = row(index, request.vocab_size)?;
-        sequence.sampler.choose(&row, banned, position, request.top_log_probs).map(Some)
-    };
-    let found: Vec<Mutex<Option<Result<Option<super::Choice>>>>> =
-        ready.iter().map(|_| Mutex::new(None)).collect();
-    threads::for_each(ready.len(), |index| {
-        *found[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(choose(index));
-    });
-    let missing = || Err(danaus_tensor::Error::internal("a choice was not made").into());
-    let taken = found.into_iter().map(|cell| {
-        let choice = cell.into_inner().unwrap_or_else(PoisonError::into_inner);
-        choice.unwrap_or_else(missing)
-    });
-    Ok(taken.collect())
 }

@@ -115,6 +115,8 @@ pub struct MatMul {
     pub b: Matrix,
     /// C, row-major.
     pub c: Matrix,
+    /// Address of what `beta` multiplies, which lies as C does; `None` is the old C.
+    pub added: Option<u64>,
     /// Last step.
     pub epilogue: Epilogue,
 }
@@ -124,8 +126,8 @@ impl MatMul {
     pub fn new(sides: [usize; 3], kind: Type, a: Matrix, b: Matrix, c: Matrix) -> Self {
         let [m, n, k] = sides;
         let (batch, tf32, alpha, beta, epilogue) = (1, false, 1.0, 0.0, Epilogue::None);
-        let (operands, output) = (kind, kind);
-        Self { m, n, k, batch, operands, output, tf32, alpha, beta, a, b, c, epilogue }
+        let (operands, output, added) = (kind, kind, None);
+        Self { m, n, k, batch, operands, output, tf32, alpha, beta, a, b, c, added, epilogue }
     }
 }
 
@@ -162,7 +164,7 @@ struct Key {
     by_row: [bool; 2],
     leading: [i64; 3],
     batch_strides: [i64; 3],
-    alignment: [u32; 3],
+    alignment: [u32; 4],
     epilogue: u32,
     reads_c: bool,
 }
@@ -287,7 +289,7 @@ fn preference(key: &Key) -> Result<Descriptor<sys::cublasLtMatmulPreference_t>> 
         (A::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.alignment[0]),
         (A::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.alignment[1]),
         (A::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.alignment[2]),
-        (A::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.alignment[2]),
+        (A::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.alignment[3]),
     ];
     for (attribute, bytes) in sides {
         set(attribute, (&raw const bytes).cast(), 4)?;
@@ -320,6 +322,7 @@ impl Descriptors {
             let given = format!("k = {k}");
             return Err(Error::argument("matmul", "c or k", given, "a row-major C and k > 0"));
         }
+        let added = Matrix { address: problem.added.unwrap_or(c.address), ..c };
         let first = if b_by_row { (n, k) } else { (k, n) };
         let second = if a_by_row { (k, m) } else { (m, k) };
         Ok(Self {
@@ -333,7 +336,7 @@ impl Descriptors {
                 by_row: [a_by_row, b_by_row],
                 leading: [lda, ldb, ldc],
                 batch_strides: [a.batch_stride, b.batch_stride, c.batch_stride],
-                alignment: [b.alignment(), a.alignment(), c.alignment()],
+                alignment: [b, a, added, c].map(|matrix| matrix.alignment()),
                 epilogue: problem.epilogue.raw().0 as u32,
                 reads_c: problem.beta != 0.0,
             },
@@ -386,6 +389,7 @@ pub unsafe fn matmul(gpu: &Arc<Gpu>, problem: &MatMul) -> Result<()> {
         _ => (&raw const narrow[index]).cast(),
     };
     let c = problem.c.address as *mut c_void;
+    let added = problem.added.unwrap_or(problem.c.address) as *const c_void;
     // SAFETY: the descriptors are alive and describe the matrices; what they point to is promised by
     // the caller. The workspace is used by one product after another on one stream.
     unsafe {
@@ -398,7 +402,7 @@ pub unsafe fn matmul(gpu: &Arc<Gpu>, problem: &MatMul) -> Result<()> {
             descriptors.first.0,
             problem.a.address as *const c_void,
             descriptors.second.0,
-            c,
+            added,
             descriptors.result.0,
             c,
             descriptors.result.0,

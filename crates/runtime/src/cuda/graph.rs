@@ -115,6 +115,7 @@ impl Graph {
         // No flag: nodes run as they were recorded.
         let flags = sys::CUgraphInstantiate_flags(0);
         let graph = gpu.stream.end_capture(flags);
+        gpu.free_dropped();
         let made = made?;
         let graph = graph.map_err(|error| gpu.blame(Error::driver("cuStreamEndCapture", error)))?;
         let empty = || Error::argument("Graph::capture", "work", "empty", "at least one launch");

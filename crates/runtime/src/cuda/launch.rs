@@ -107,6 +107,11 @@ impl Launch {
     pub const fn dependent(self) -> Self {
         Self { dependent: true, ..self }
     }
+
+    /// The same where the chip has it: the kernel must wait, and does not elsewhere.
+    pub fn overlapping(self, gpu: &Gpu) -> Self {
+        Self { dependent: gpu.arch().major() >= 9, ..self }
+    }
 }
 
 /// What the compiler decided about a kernel.

@@ -30,6 +30,8 @@ pub(super) struct Pool {
     peak: AtomicU64,
     /// Where buffers come from while a graph is captured.
     pub(super) arena: Mutex<Option<Arc<Arena>>>,
+    /// Buffers dropped during a capture: a recorded step that frees memory could not run twice.
+    dropped: Mutex<Vec<u64>>,
 }
 
 // SAFETY: the driver's pool handle may be used from any thread.
@@ -47,7 +49,9 @@ impl Pool {
         // SAFETY: this attribute is a 64-bit number.
         unsafe { result::mem_pool::set_attribute(raw, attribute, (&raw mut keep).cast()) }
             .map_err(|error| Error::driver("cuMemPoolSetAttribute", error))?;
-        Ok(Self { raw, live: AtomicU64::new(0), peak: AtomicU64::new(0), arena: Mutex::new(None) })
+        let (live, peak) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (arena, dropped) = (Mutex::new(None), Mutex::new(Vec::new()));
+        Ok(Self { raw, live, peak, arena, dropped })
     }
 
     fn number(&self, attribute: sys::CUmemPool_attribute) -> Result<u64> {
@@ -87,6 +91,23 @@ impl Gpu {
         // SAFETY: the pool is the device's own and stays valid.
         unsafe { result::mem_pool::trim_to(self.pool.raw, 0) }
             .map_err(|error| Error::driver("cuMemPoolTrimTo", error))
+    }
+
+    /// Frees what was dropped during a capture.
+    pub(super) fn free_dropped(&self) {
+        for address in std::mem::take(&mut *lock(&self.pool.dropped)) {
+            // SAFETY: the address came from `malloc_async`, and its buffer is gone.
+            let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+        }
+    }
+
+    /// Refuses what a replay could not repeat: host memory is another by then.
+    fn refuse_in_capture(&self, call: &'static str) -> Result<()> {
+        if !self.is_capturing() {
+            return Ok(());
+        }
+        let valid = "work that stays on the device, with its lists there beforehand";
+        Err(Error::argument(call, "recorded work", "a copy between host and device", valid))
     }
 
     /// One allocation of the driver's pool on the given stream.
@@ -189,6 +210,11 @@ impl DeviceBuffer {
         self.address
     }
 
+    /// Whether a graph is being captured and this is no memory of its own.
+    pub fn precedes_capture(&self) -> bool {
+        matches!(self.owner, Owner::Pool) && self.gpu.is_capturing()
+    }
+
     /// Where the address itself stands, for argument lists.
     pub(super) fn address_place(&self) -> *const u64 {
         &raw const self.address
@@ -238,6 +264,7 @@ impl DeviceBuffer {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.gpu.refuse_in_capture("copy_from_host")?;
         self.gpu.bind()?;
         let (to, stream) = (self.address + offset as u64, self.gpu.stream.cu_stream());
         // SAFETY: both ranges are valid. From pageable memory the driver takes the bytes before it
@@ -255,6 +282,7 @@ impl DeviceBuffer {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.gpu.refuse_in_capture("copy_to_host")?;
         self.gpu.bind()?;
         let (from, stream) = (self.address + offset as u64, self.gpu.stream.cu_stream());
         // SAFETY: both ranges are valid, and `bytes` is borrowed until the stream is done below.
@@ -318,8 +346,10 @@ impl Drop for DeviceBuffer {
             Owner::Nobody => {}
             Owner::Arena(arena, class) => arena.give(self.address, *class),
             Owner::Pool => {
+                if self.gpu.is_capturing() {
+                    lock(&self.gpu.pool.dropped).push(self.address);
                 // An error here is that of earlier work and is reported by the next call that waits.
-                if self.gpu.bind().is_ok() {
+                } else if self.gpu.bind().is_ok() {
                     let stream = self.gpu.stream.cu_stream();
                     // SAFETY: the address came from `malloc_async` and nobody uses it after this point
                     // of the stream.

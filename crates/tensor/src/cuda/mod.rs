@@ -113,6 +113,28 @@ impl Tensor {
         Ok(host)
     }
 
+    /// Writes the elements of a GPU tensor that nobody shares anew, at the same address: for lists that
+    /// recorded work reads.
+    ///
+    /// # Errors
+    /// When the tensor is shared, a view, on the processor, or of another size or dtype.
+    pub fn rewrite<T: Element>(&mut self, elements: &[T]) -> Result<()> {
+        if self.dtype() != T::DTYPE || self.elem_count() != elements.len() {
+            let expected = format!("{} elements of {}", elements.len(), T::DTYPE);
+            return Err(Error::shape("rewrite", "tensor", self.shape(), expected));
+        }
+        match self.storage_mut() {
+            Some(Storage::Cuda(buffer)) => Ok(buffer.copy_from_host(0, bytes(elements))?),
+            _ => Err(Error::internal("rewrite of a tensor that is shared or not on a GPU")),
+        }
+    }
+
+    /// Whether a graph is being captured and the tensor was there before, so that it may be read ahead of
+    /// what is recorded in front.
+    pub fn precedes_capture(&self) -> bool {
+        matches!(self.storage(), Storage::Cuda(buffer) if buffer.precedes_capture())
+    }
+
     /// The GPU that the tensor is on, for kernels.
     ///
     /// # Errors

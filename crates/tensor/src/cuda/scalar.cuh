@@ -15,6 +15,21 @@ struct boolean { u8 bits; };
 
 #define DEVICE __device__ __forceinline__
 
+// Programmatic dependent launch: the wait comes before anything is read that the kernel in front may have
+// written, and before anything is written that it may still read. Kernels launched without it do not wait.
+DEVICE void wait_for_front() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel start where it may, up to its own wait.
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // The type that sums and functions of T are computed in.
 template <class T> struct Accumulator { typedef float type; };
 template <> struct Accumulator<double> { typedef double type; };

@@ -5,6 +5,8 @@
 //! measured in the same process says how near that is. The products alone, with the same weights and
 //! rows, are timed too: the rest of a step is overhead. Peers read the same file: llama.cpp a GGUF file
 //! (both sides' prompts and steps take turns).
+//!
+//! On a GPU steps are timed as they run by default, replayed as graphs, and launch by launch, in turn.
 
 mod peer;
 mod subject;
@@ -19,7 +21,7 @@ use danaus_kernel::ops::quantized::quantized_linear_with;
 use danaus_matrix::SeqBatch;
 use danaus_model::Decoder;
 use danaus_model::decoder::Compute;
-use danaus_model::generate::{Batching, Generator, Request, Sampling, read};
+use danaus_model::generate::{Batching, Generator, GraphUse, Request, Sampling, read};
 use danaus_tensor::no_grad;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -60,14 +62,30 @@ pub struct GenerateRow {
     pub decode_rate: f64,
     /// Median of a decoding step.
     pub step: Duration,
+    /// Median of a decoding step without graphs, on a GPU.
+    pub launched: Option<Duration>,
+    /// How the steps of `step` ran.
+    pub graph: GraphUse,
     /// Median of the matrix products of a step alone.
     pub products: Duration,
+    /// Bytes of the weights among `bytes`.
+    pub weight_bytes: usize,
     /// Bytes that a step must move: weights, caches read, recurrent states read and written.
     pub bytes: usize,
     /// Share of the measured copy bandwidth that a step reaches.
     pub of_bandwidth: f64,
+    /// The same for the weights alone.
+    pub weights_of_bandwidth: f64,
     /// The peer's figures.
     pub peer: Option<PeerRates>,
+}
+
+/// A decoding step that was timed.
+struct Step {
+    median: Duration,
+    /// Bytes of states that it must move.
+    states: usize,
+    graph: GraphUse,
 }
 
 /// What a peer reaches.
@@ -111,17 +129,24 @@ pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
     // Only the last token is projected onto the vocabulary.
     let skipped = 2 * (LONG_PROMPT - 1) * config.vocab_size * config.d_model;
     let flops = decoder.flops(&SeqBatch::equal(1, LONG_PROMPT)?) as f64 - skipped as f64;
-    let (mut steps, mut their_steps, mut states) = (Times::default(), Times::default(), 0);
+    let (mut steps, mut their_steps) = (Times::default(), Times::default());
+    let (mut launched, mut states, mut graph) = (None, 0, GraphUse::default());
     for _ in 0..ROUNDS {
-        let (step, bytes) = decode(&decoder, &prompt(PROMPT), case.batch)?;
-        steps.push(step);
-        states = bytes;
+        let step = decode(&decoder, &prompt(PROMPT), case.batch, true)?;
+        steps.push(step.median);
+        (states, graph) = (step.states, step.graph);
+        if case.compute.device.is_cuda() {
+            let step = decode(&decoder, &prompt(PROMPT), case.batch, false)?;
+            launched.get_or_insert_with(Times::default).push(step.median);
+        }
         if let Some(reader) = &mut reader {
             their_steps.push(reader.step(case.batch)?);
         }
     }
     let step = steps.median();
-    let bytes = weights_read(&decoder) + states;
+    let weight_bytes = weights_read(&decoder);
+    let bytes = weight_bytes + states;
+    let share = |bytes: usize| bytes as f64 / step.as_secs_f64() / roofline.copy_bytes_per_s;
     Ok(GenerateRow {
         case: case.clone(),
         parameters,
@@ -129,9 +154,13 @@ pub fn measure(case: &GenerateCase, roofline: Roofline) -> Result<GenerateRow> {
         prefill_of_peak: flops / prefill / roofline.f32_flops,
         decode_rate: case.batch as f64 / step.as_secs_f64(),
         step,
+        launched: launched.map(|times| times.median()),
+        graph,
         products: products(&decoder, case)?,
+        weight_bytes,
         bytes,
-        of_bandwidth: bytes as f64 / step.as_secs_f64() / roofline.copy_bytes_per_s,
+        of_bandwidth: share(bytes),
+        weights_of_bandwidth: share(weight_bytes),
         peer: reader.map(|_| PeerRates {
             prefill: LONG_PROMPT as f64 / times[1].median().as_secs_f64(),
             decode: case.batch as f64 / their_steps.median().as_secs_f64(),
@@ -148,8 +177,8 @@ fn weights_read(decoder: &Decoder) -> usize {
     params.map(|param| param.tensor().bytes()).sum()
 }
 
-/// Median of a step, and the bytes of the states that it must move.
-fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, usize)> {
+/// Times steps, as graphs if that is asked for.
+fn decode(decoder: &Decoder, prompt: &[u32], batch: usize, graph: bool) -> Result<Step> {
     let request = Request {
         prompts: vec![prompt.to_vec(); batch],
         max_tokens: STEPS + 2,
@@ -157,9 +186,10 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
         ..Request::default()
     };
     let requests = std::slice::from_ref(&request);
-    let generator = Generator::new(decoder, requests, Batching::of(decoder))?;
+    let batching = Batching { graph, ..Batching::of(decoder) };
+    let generator = Generator::new(decoder, requests, batching)?;
     let mut moments = Vec::new();
-    generator.run(|index, _| {
+    let (_, timings) = generator.run(|index, _| {
         if index == 0 {
             moments.push(Instant::now());
         }
@@ -182,7 +212,7 @@ fn decode(decoder: &Decoder, prompt: &[u32], batch: usize) -> Result<(Duration, 
             })
         })
         .sum::<Result<usize>>()?;
-    Ok((median, batch * per_sequence))
+    Ok(Step { median, states: batch * per_sequence, graph: timings.graph })
 }
 
 /// Every matrix of the model times as many rows as a step has.

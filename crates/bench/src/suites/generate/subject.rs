@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Names of the shapes.
-pub const SHAPES: [&str; 3] = ["llama-130m", "mamba2-130m", "llama-1b"];
+pub const SHAPES: [&str; 4] = ["llama-130m", "mamba2-130m", "llama-1b", "mamba2-2.7b"];
 /// Formats of weights that a shape may be given.
 pub const FORMATS: &str = "f32, bf16, f16, q8_0, q4_0, q4_k";
 
@@ -119,6 +119,11 @@ fn config(shape: &str) -> Result<Config> {
         }
         "mamba2-130m" => {
             r#"{"vocab_size": 50288, "d_model": 768, "layers": "MMMMMMMMMMMMMMMMMMMMMMMM",
+                "max_positions": 2048, "mamba2": {"d_state": 128, "head_dim": 64}, "#
+        }
+        "mamba2-2.7b" => {
+            r#"{"vocab_size": 50288, "d_model": 2560, "layers":
+                "MMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMM",
                 "max_positions": 2048, "mamba2": {"d_state": 128, "head_dim": 64}, "#
         }
         "llama-1b" => {

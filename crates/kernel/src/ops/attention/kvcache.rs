@@ -48,6 +48,29 @@ pub struct NewKeys<'a> {
     pub v: &'a Tensor,
 }
 
+/// Where sequences lie, in device memory that its owner may rewrite between replays of a recorded call.
+#[derive(Clone)]
+pub struct CacheTables {
+    /// The numbers of [`cache_sequences`].
+    pub sequences: Tensor,
+    /// The page table (batch, pages), i32.
+    pub pages: Tensor,
+}
+
+/// What the kernels read about sequences that have one new row each and `ends` rows with it.
+///
+/// # Errors
+/// When a length is more than an i32 counts.
+pub fn cache_sequences(ends: &[usize]) -> Result<Vec<i32>> {
+    let entry = |(b, &end): (usize, &usize)| [b, 0, 1, b, 0, end];
+    let numbers = ends.iter().enumerate().flat_map(entry);
+    let narrow = |number| {
+        i32::try_from(number)
+            .map_err(|_| Error::argument(OP, "cache_seqlens", number, "below 2^31"))
+    };
+    numbers.map(narrow).collect()
+}
+
 /// Where sequences lie in the cache, and how scores are made.
 #[derive(Clone)]
 pub struct CacheOptions {
@@ -73,6 +96,8 @@ pub struct CacheOptions {
     pub softcap: Option<f64>,
     /// Parts of the keys: 0 chooses by shape, 1 is none, at most 256.
     pub num_splits: usize,
+    /// The lengths and the page table on a GPU, where they are there already; the same numbers as above.
+    pub on_device: Option<CacheTables>,
 }
 
 impl CacheOptions {
@@ -90,6 +115,7 @@ impl CacheOptions {
             softmax_scale: None,
             softcap: None,
             num_splits: 0,
+            on_device: None,
         }
     }
 

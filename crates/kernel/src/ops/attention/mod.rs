@@ -55,7 +55,9 @@ mod tile_range;
 
 pub use combine::attention_combine;
 pub use fp8::{Fp8, Fp8Scales};
-pub use kvcache::{CacheOptions, KvCache, NewKeys, attention_kvcache};
+pub use kvcache::{
+    CacheOptions, CacheTables, KvCache, NewKeys, attention_kvcache, cache_sequences,
+};
 pub use options::AttentionOptions;
 pub use rotary::Rotary;
 pub use spec::SPECS;

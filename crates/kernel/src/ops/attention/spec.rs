@@ -226,6 +226,7 @@ fn call_kvcache(args: &Args) -> Result<Vec<Option<Tensor>>> {
         softmax_scale: args.float("softmax_scale")?,
         softcap: softcap(args)?,
         num_splits: count(op, "num_splits", splits, "0 to 256")?,
+        on_device: None,
     };
     let mut cache =
         KvCache { k: args.input("k_cache")?.detach(), v: args.input("v_cache")?.detach() };

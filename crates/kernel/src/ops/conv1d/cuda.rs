@@ -1,6 +1,7 @@
 //! The convolution on a GPU, channel-last: neighbouring threads are neighbouring channels. Sums for
 //! weight and bias go over runs of tokens of fixed length and are added in order, without atomics.
 
+use crate::lists::list;
 use crate::ops::ssd::runs::Run;
 use danaus_runtime::cuda::{Argument, Defines, Header, Kernel, Launch, Source, Variant};
 use danaus_tensor::cuda::{SCALAR, device_type};
@@ -82,15 +83,15 @@ impl Conv<'_> {
         let rows = self.runs.iter();
         let rows =
             rows.flat_map(|r| [r.start as i64, r.len as i64, state(r.initial), state(r.last)]);
-        let runs = Tensor::from_vec(rows.collect(), [self.runs.len(), 4], &device)?;
+        let runs = list(&rows.collect::<Vec<i64>>(), &device)?;
         let run_of = match self.even {
             true => None,
             false => {
-                let mut list = vec![0i32; batch * seqlen];
+                let mut numbers = vec![0i32; batch * seqlen];
                 for (index, run) in self.runs.iter().enumerate() {
-                    list[run.start..run.start + run.len].fill(index as i32);
+                    numbers[run.start..run.start + run.len].fill(index as i32);
                 }
-                Some(Tensor::from_vec(list, [batch * seqlen], &device)?)
+                Some(list(&numbers, &device)?)
             }
         };
         let shape = Shape {

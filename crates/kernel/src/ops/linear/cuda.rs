@@ -1,6 +1,7 @@
-//! Linear layers on a GPU: cuBLASLt with bias and residual in the product, the activation in one pass
-//! behind it. The library's GELU is the tanh approximation, and it has neither SiLU nor the exact GELU.
+//! Linear layers on a GPU: cuBLASLt with bias and residual in the product, or a kernel of our own for a few
+//! rows (`few_rows.rs`); the activation in one pass behind it. The library's GELU is the tanh approximation, and it has neither SiLU nor the exact GELU.
 
+use super::few_rows;
 use crate::hook::{self, empty_like};
 use crate::ops::activation::{self, Activation};
 use danaus_runtime::cuda::blas::{Epilogue, MatMul, Matrix, Type, matmul};
@@ -28,10 +29,13 @@ fn blas_type(dtype: DType) -> Result<Type> {
 }
 
 impl Product<'_> {
-    /// `x weight^T + bias`, plus what `to` holds already where `add` says so.
-    fn product(&self, to: &mut Tensor, add: bool) -> Result<()> {
+    /// `x weight^T + bias`, plus a residual.
+    fn product(&self, to: &mut Tensor, residual: Option<&Tensor>) -> Result<()> {
         let (out, features) = (self.weight.dims()[0], self.weight.dims()[1]);
         let rows = to.elem_count() / out.max(1);
+        if few_rows::serves(self.x, self.weight, rows)? {
+            return few_rows::product(self.x, self.weight, [self.bias, residual], to);
+        }
         let row_major = |address, columns: usize| Matrix {
             address,
             row_stride: columns as i64,
@@ -46,7 +50,8 @@ impl Product<'_> {
         let bias = self.bias.map(Tensor::device_address).transpose()?;
         let c = row_major(to.device_address_mut()?, out);
         let problem = MatMul {
-            beta: if add { 1.0 } else { 0.0 },
+            beta: if residual.is_some() { 1.0 } else { 0.0 },
+            added: residual.map(Tensor::device_address).transpose()?,
             epilogue: bias.map_or(Epilogue::None, Epilogue::Bias),
             tf32: danaus_tensor::cuda::tf32(),
             ..MatMul::new([rows, out, features], blas_type(to.dtype())?, x, transposed, c)
@@ -67,10 +72,7 @@ impl Product<'_> {
             return self.run_f64(y, before);
         }
         let Some(kind) = self.activation else {
-            if let Some(residual) = self.residual {
-                evaluate_into(&[Expr::input(0)], &[residual], std::slice::from_mut(y))?;
-            }
-            return self.product(y, self.residual.is_some());
+            return self.product(y, self.residual);
         };
         let mut own;
         let before = match before {
@@ -80,7 +82,7 @@ impl Product<'_> {
                 &mut own
             }
         };
-        self.product(before, false)?;
+        self.product(before, None)?;
         let value = activation::cuda::formula(kind, &Expr::input(0));
         match self.residual {
             None => evaluate_into(&[value], &[before], std::slice::from_mut(y)),

@@ -19,6 +19,7 @@
 
 mod cpu;
 mod cuda;
+pub(crate) mod few_rows;
 pub mod reference;
 
 #[cfg(test)]

@@ -66,8 +66,9 @@ pub(super) fn forward(args: &Forward, y: &mut Tensor, sum: Option<&mut Tensor>) 
     let (y, height, width) = (y.device_address_mut()?, rows as i64, norm.cols as i32);
     let arguments: [&dyn Argument; 9] =
         [&x, &residual, &weight, &bias, &y, &sum, &height, &width, &norm.eps];
+    let launch = plan.launch(name(norm.kind), rows)?.overlapping(&gpu);
     // SAFETY: all tensors are contiguous with `rows` rows of `cols` values; the outputs are fresh.
-    unsafe { kernel.launch(&plan.launch(name(norm.kind), rows)?, &arguments) }.map_err(Into::into)
+    unsafe { kernel.launch(&launch, &arguments) }.map_err(Into::into)
 }
 
 /// Contiguous inputs of the backward pass; the weight in the accumulator's dtype.

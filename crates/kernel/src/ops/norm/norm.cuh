@@ -36,6 +36,8 @@ forward(const T* __restrict__ x, const T* __restrict__ residual, const A* __rest
     const int lane = threadIdx.x % GROUP;
     const i64 row = (i64)blockIdx.x * (blockDim.x / GROUP) + threadIdx.x / GROUP;
     if (row >= rows) return;
+    wait_for_front();
+    let_next_start();
     const i64 start = row * cols;
     A v[ITEMS];
 #pragma unroll

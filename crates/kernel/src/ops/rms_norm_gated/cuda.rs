@@ -56,13 +56,15 @@ impl Norm<'_> {
             return Ok(());
         }
         let (plan, defines, [x, z, weight]) = self.prepare()?;
-        let kernel = y.gpu()?.clone().kernel(&SOURCE, "forward", &defines)?;
+        let gpu = y.gpu()?.clone();
+        let kernel = gpu.kernel(&SOURCE, "forward", &defines)?;
         let (to, count) = (y.device_address_mut()?, units as i64);
         let (groups, size) = (groups as i32, size as i32);
         let arguments: [&dyn Argument; 8] =
             [&x, &z, &weight, &to, &count, &groups, &size, &self.options.eps];
+        let launch = plan.launch(OP, units)?.overlapping(&gpu);
         // SAFETY: all tensors are contiguous with `units` groups of `size` values; `y` is fresh.
-        unsafe { kernel.launch(&plan.launch(OP, units)?, &arguments) }.map_err(Into::into)
+        unsafe { kernel.launch(&launch, &arguments) }.map_err(Into::into)
     }
 
     pub fn backward(&self, dy: &Tensor) -> Result<Gradients> {

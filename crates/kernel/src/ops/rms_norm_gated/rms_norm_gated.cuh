@@ -33,6 +33,8 @@ forward(const T* __restrict__ x, const T* __restrict__ z, const A* __restrict__ 
     const int lane = threadIdx.x % GROUP;
     const i64 unit = (i64)blockIdx.x * (blockDim.x / GROUP) + threadIdx.x / GROUP;
     if (unit >= units) return;
+    wait_for_front();
+    let_next_start();
     const i64 start = unit * size;
     weight += unit % groups * size;
     A v[ITEMS], gate[ITEMS];

@@ -8,7 +8,8 @@
 //! | any other, and all at [`Level::Invariant`] | the plain kernel, which reads pages too |
 //!
 //! At the invariant level keys are not split by choice: the plain kernel gives a row the bits that it has
-//! in a prompt of any length.
+//! in a prompt of any length. Otherwise a paged cache is split by the room of its page table and not by the
+//! lengths, so that a call that was recorded serves every length up to there, with the same bits.
 
 use super::super::kvcache::{CacheOptions, KvCache, NewKeys, Plan};
 use super::super::options::AttentionOptions;
@@ -63,7 +64,11 @@ impl<'a> Call<'a> {
         [heads, head_dim]: [usize; 2],
     ) -> Result<(PlainProblem, Vec<Tensor>)> {
         let [k, v] = cache;
-        let mut kept = vec![sequence_list(&self.sequences, &self.device)?];
+        let given = self.options.on_device.as_ref();
+        let mut kept = vec![match given {
+            Some(tables) => tables.sequences.clone(),
+            None => sequence_list(&self.sequences, &self.device)?,
+        }];
         let mut p = scores(&self.options.attributes(), head_dim);
         (p.k, p.v) = (RowView::of(k)?.rows, RowView::of(v)?.rows);
         p.sequences = kept[0].device_address()?;
@@ -74,7 +79,10 @@ impl<'a> Call<'a> {
         if let Some(pages) = &self.plan.pages {
             (p.per_sequence, p.page_size) =
                 (int(self.plan.per_sequence)?, int(self.plan.page_size)?);
-            let table = list(pages, &self.device)?;
+            let table = match given {
+                Some(tables) => tables.pages.clone(),
+                None => list(pages, &self.device)?,
+            };
             p.pages = table.device_address()?;
             kept.push(table);
         }
@@ -207,7 +215,10 @@ impl<'a> Call<'a> {
         p.q = RowView::of(&q)?.rows;
         (p.lse_head, p.lse_batch) = (q_len as i64, (heads * q_len) as i64);
         p.lse_part = (batch * heads * q_len) as i64;
-        let longest = self.sequences.iter().map(|s| s.k_len).max().unwrap_or(0);
+        let longest = match self.plan.pages.is_some() {
+            true => self.plan.per_sequence * self.plan.page_size,
+            false => self.sequences.iter().map(|s| s.k_len).max().unwrap_or(0),
+        };
         let group = heads / k.dims()[2];
         let row_tiles = (q_len * group).div_ceil(if units { DECODE_ROWS } else { 64 });
         let gpu = q.gpu()?.clone();
