@@ -14,7 +14,6 @@ use crate::structured::named;
 use danaus_kernel::ops::kronecker_sparse::Pattern;
 use danaus_tensor::rng::Rng;
 use danaus_tensor::{DType, Device, Error, Result, Tensor};
-use num_complex::Complex;
 
 const NAME: &str = "factor_mm_star";
 /// Random combinations that are tried.
