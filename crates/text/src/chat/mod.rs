@@ -9,7 +9,7 @@
 //!
 //! A template comes with a download and is not trusted: it cannot reach files or other templates, and
 //! source, steps, nesting, output, the size of every value and the sum of all that a rendering builds,
-//! printed or not, are limited ([`meter`]). Steps bound the time only roughly.
+//! printed or not, are limited (`meter.rs`). Steps bound the time only roughly.
 //!
 //! The rendered text holds the special tokens, so it is encoded without the tokenizer's own template:
 //! nothing is added twice.

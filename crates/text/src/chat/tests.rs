@@ -231,7 +231,7 @@ fn templates_cannot_fill_the_memory() {
         "{% set s = 'a\\nb' | indent(width=1000000000) %}".into(),
         "{% set l = [1] | slice(1000000000) | list %}".into(),
         "{% set l = [1] | batch(1000000000, 'x') | list %}".into(),
-        "{% set l = ['x' * 9999] * 1000 | map('replace', 'x', 'x' * 9999) | list %}".into(),
+        "{% set l = (['x' * 9999] * 1000) | map('replace', 'x', 'x' * 9999) | list %}".into(),
         "{% block b %}{% set s = 'x' * 1000000000 %}{% endblock %}".into(),
         "{{ debug() }}".into(),
     ];
