@@ -16,6 +16,8 @@ fn transforms_are_recognised_to_rounding() {
         assert!(found["relative_error"].as_f64().unwrap() < 1e-13, "{found}");
         assert_eq!(found["parameters"], 2 * 64 * 6);
     }
+    let learned = record(&["factor", "dft", "--n", "8", "--learn", "--json"]);
+    assert!(learned["relative_error"].as_f64().unwrap() < 1e-4, "{learned}");
     let none = command(&["factor", "random", "--n", "16"]).output().unwrap();
     assert_eq!(none.status.code(), Some(1));
 }
@@ -44,4 +46,10 @@ fn bad_requests_are_refused_in_one_line() {
     complains(&run(&["factor", "dft", "--n", "12"]), 2, &["12 x 12", "power of two"]);
     complains(&run(&["factor", "random", "--n", "8", "--monarch", "9"]), 2, &["9", "1..=8"]);
     complains(&run(&["factor", "random", "--n", "8", "--lowrank", "9"]), 2, &["rank", "1..=8"]);
+    complains(&run(&["factor", "random", "--n", "8", "--mmstar"]), 2, &["8 x 8", "m^2"]);
+    complains(
+        &run(&["factor", "random", "--n", "12", "--learn"]),
+        2,
+        &["[12, 12]", "power of two"],
+    );
 }

@@ -19,4 +19,4 @@ pub use structured::StructuredMatrix;
 use danaus_tensor::registry::OpSpec;
 
 /// Operators of this room, one list per file.
-pub const SPECS: &[&[OpSpec]] = &[mixer::SPECS];
+pub const SPECS: &[&[OpSpec]] = &[mixer::SPECS, structured::SPECS];

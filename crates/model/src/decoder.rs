@@ -17,7 +17,7 @@ use danaus_matrix::state::{Fit, StepMemory, StepTokens};
 use danaus_matrix::structured::{Dense, Format};
 use danaus_matrix::{LayerState, SeqBatch, StatePool, StructuredMatrix};
 use danaus_runtime::memory::available_bytes;
-use danaus_tensor::{DType, Device, Init, ParamBuilder, ParamSet, Tensor, checkpoint};
+use danaus_tensor::{DType, Device, Init, MadeMatrix, ParamBuilder, ParamSet, Tensor, checkpoint};
 use std::sync::Arc;
 
 /// How a model computes; nothing of this is part of a checkpoint.
@@ -64,6 +64,8 @@ pub struct Decoder {
     config: Config,
     compute: Compute,
     params: ParamSet,
+    /// The weights whose format the config chooses.
+    matrices: Vec<MadeMatrix>,
     embedding: Box<dyn StructuredMatrix>,
     positions: Option<Box<dyn StructuredMatrix>>,
     /// Between the widths of embedding and residual stream: in and out.
@@ -84,7 +86,10 @@ impl Decoder {
         if !(0.0..1.0).contains(&compute.dropout) {
             return Err(Error::argument("dropout", compute.dropout, "0 or more, less than 1"));
         }
+        let formats = config.weight_overrides.iter();
+        let formats = formats.map(|(name, format)| (name.clone(), String::from(*format)));
         let params = &params.clone().with_round_inputs(compute.activations == Activations::Int8);
+        let params = &params.clone().with_formats(formats);
         let (vocab, d, width) = (config.vocab_size, config.d_model, config.embedding_width());
         let table = |name: &str, rows, cols| table(&params.pp(name), [rows, cols]);
         let mixers = config.mixers()?;
@@ -110,9 +115,22 @@ impl Decoder {
         let embedding = table("embedding", vocab, width)?;
         let blocks = mixers.into_iter().enumerate().map(block).collect::<Result<_>>()?;
         let norm = Norm::build(&params.pp("norm"), &config.norm, d)?;
+        let matrices = params.matrices();
+        config.check_overrides(&matrices)?;
         let (config, params) = (config.clone(), params.params());
         check_activations(&params, compute)?;
-        Ok(Self { config, compute, params, embedding, positions, projections, blocks, norm, head })
+        Ok(Self {
+            config,
+            compute,
+            params,
+            matrices,
+            embedding,
+            positions,
+            projections,
+            blocks,
+            norm,
+            head,
+        })
     }
 
     /// A new model from a seed.
@@ -138,6 +156,11 @@ impl Decoder {
     /// All parameters.
     pub fn params(&self) -> &ParamSet {
         &self.params
+    }
+
+    /// The weights whose format the config chooses: all but embedding, positions and head.
+    pub fn matrices(&self) -> &[MadeMatrix] {
+        &self.matrices
     }
 
     /// Where the parameters are.
@@ -437,7 +460,7 @@ pub fn available_memory(device: &Device) -> Result<Option<u64>> {
 fn table(params: &ParamBuilder, shape: [usize; 2]) -> Result<Box<dyn StructuredMatrix>> {
     Ok(match params.is_new() {
         true => Box::new(Dense::build_with(params, shape, Init::Normal(0.02))?),
-        false => Format::Dense.build(params, shape, 1.0)?,
+        false => Format::Dense.build_table(params, shape, 1.0)?,
     })
 }
 

@@ -6,12 +6,14 @@
 //! * [`formats`]: files of other projects, GGUF and PyTorch.
 //! * [`families`]: other projects' architectures as translations of configs and maps of names.
 //! * [`checkpoint`]: models on disk: ours and theirs in, ours and theirs out.
+//! * [`compress`]: structured weights for dense ones, within a budget; and back.
 //! * [`convert`], [`inspect`]: from any container to any other; what lies at a path.
 //! * [`generate`]: prompts and steps through states, sampling, streaming.
 //! * [`presets`]: named configs.
 
 pub mod block;
 pub mod checkpoint;
+pub mod compress;
 pub mod config;
 pub mod convert;
 pub mod decoder;

@@ -47,7 +47,7 @@ pub use device::Device;
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use layout::Layout;
-pub use param::{Init, Param, ParamBuilder, ParamSet, update_all};
+pub use param::{Init, MadeMatrix, Param, ParamBuilder, ParamSet, update_all};
 pub use shape::Shape;
 pub use tape::{
     Backward, Gradients, Inputs, Level, Meta, Op, Saves, apply, asked_level, backward_with,

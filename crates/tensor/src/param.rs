@@ -227,6 +227,29 @@ impl Source {
     }
 }
 
+/// A weight matrix that was made of parameters, whatever these are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeMatrix {
+    /// Name: the prefix of its parameters, without the last dot.
+    pub name: String,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// How it is stored.
+    pub format: String,
+}
+
+/// Whether a pattern names `name`: part by part between dots, with `*` for any one part.
+pub fn name_matches(pattern: &str, name: &str) -> bool {
+    let (mut pattern, mut name) = (pattern.split('.'), name.split('.'));
+    loop {
+        match (pattern.next(), name.next()) {
+            (None, None) => return true,
+            (Some(asked), Some(part)) if asked == "*" || asked == part => {}
+            _ => return false,
+        }
+    }
+}
+
 /// Makes parameters under a prefix. Cloning (and [`ParamBuilder::pp`]) shares the collection.
 #[derive(Clone)]
 pub struct ParamBuilder {
@@ -237,7 +260,9 @@ pub struct ParamBuilder {
     as_stored: bool,
     round_inputs: bool,
     matrices: Option<DType>,
+    formats: Arc<[(String, String)]>,
     made: Arc<Mutex<Vec<Param>>>,
+    made_matrices: Arc<Mutex<Vec<MadeMatrix>>>,
 }
 
 impl ParamBuilder {
@@ -263,9 +288,18 @@ impl ParamBuilder {
     }
 
     fn with_source(source: Source, dtype: DType, device: Device) -> Self {
-        let (prefix, made) = (String::new(), Arc::default());
-        let (as_stored, round_inputs, matrices) = (false, false, None);
-        Self { source, dtype, device, prefix, as_stored, round_inputs, matrices, made }
+        Self {
+            source,
+            dtype,
+            device,
+            prefix: String::new(),
+            as_stored: false,
+            round_inputs: false,
+            matrices: None,
+            formats: Arc::new([]),
+            made: Arc::default(),
+            made_matrices: Arc::default(),
+        }
     }
 
     /// Lets weight matrices stay in the element type, and in the memory (such as a mapped file), that
@@ -287,6 +321,33 @@ impl ParamBuilder {
     /// Puts loaded weight matrices of floats into another element type than the rest. For inference.
     pub fn matrices_as(self, dtype: DType) -> Self {
         Self { matrices: Some(dtype), ..self }
+    }
+
+    /// Says how matrices of some names are stored: pairs of a name, or of a pattern
+    /// ([`name_matches`]), and a format in words. A name counts before patterns, of these the first.
+    pub fn with_formats(self, formats: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self { formats: formats.into_iter().collect(), ..self }
+    }
+
+    /// How the matrix of this builder's prefix is stored, where it was said.
+    pub fn format_here(&self) -> Option<&str> {
+        let name = self.prefix.trim_end_matches('.');
+        let exact = self.formats.iter().find(|(pattern, _)| pattern == name);
+        let found =
+            exact.or_else(|| self.formats.iter().find(|(pattern, _)| name_matches(pattern, name)));
+        found.map(|(_, format)| format.as_str())
+    }
+
+    /// Takes down that the parameters of this prefix are a matrix.
+    pub fn note_matrix(&self, shape: [usize; 2], format: impl Into<String>) {
+        let name = self.prefix.trim_end_matches('.').to_string();
+        let mut made = self.made_matrices.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        made.push(MadeMatrix { name, shape, format: format.into() });
+    }
+
+    /// The matrices noted so far by this builder and those derived from it.
+    pub fn matrices(&self) -> Vec<MadeMatrix> {
+        self.made_matrices.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     /// Element type of the parameters.

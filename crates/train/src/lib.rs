@@ -16,6 +16,7 @@
 //! | [`checkpoint`] | saving and resuming, bit for bit |
 //! | [`metrics`] | one JSON line per update |
 //! | [`report`] | an HTML page with curves, samples and settings |
+//! | [`learn`] | fast algorithms of matrices by gradients, L-BFGS |
 //! | [`guard`] | what stops a run: not-a-number, divergence, too little memory |
 //!
 //! Runs are deterministic: the same data, settings and instruction set give the same bits on any
@@ -27,6 +28,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod guard;
+pub mod learn;
 pub mod metrics;
 pub mod optim;
 pub mod progress;

@@ -6,9 +6,13 @@
 
 use super::{Case, Work, randn};
 use crate::Result;
+use danaus_kernel::ops::block_sparse::{FlatButterfly, Layout, block_sparse};
 use danaus_kernel::ops::kronecker_sparse::{butterfly, monarch};
 use danaus_kernel::ops::linear::{Extras, linear};
-use danaus_tensor::{DType, Tensor, backward_with, no_grad};
+use danaus_matrix::structured::LdrClass;
+use danaus_matrix::structured::ldr::ldr;
+use danaus_tensor::{DType, Device, Tensor, backward_with, no_grad};
+use std::sync::Arc;
 
 const SIZE: usize = 4096;
 const BATCH: usize = 256;
@@ -21,6 +25,10 @@ enum Weight {
     Monarch(usize),
     /// One product of twelve factors.
     Butterfly,
+    /// Subdiagonal operators and this many pairs of generators.
+    Ldr(usize),
+    /// Blocks of 32 of a flat butterfly: this many strides and the diagonal, of 16.
+    Flat(usize),
 }
 
 impl Weight {
@@ -29,6 +37,17 @@ impl Weight {
             Weight::Dense => SIZE * SIZE,
             Weight::Monarch(blocks) => 2 * SIZE * SIZE / blocks,
             Weight::Butterfly => 2 * SIZE * SIZE.trailing_zeros() as usize,
+            Weight::Ldr(rank) => 2 * rank * SIZE + 2 * (SIZE - 1),
+            Weight::Flat(strides) => SIZE * SIZE / 16 * (strides + 1),
+        }
+    }
+
+    /// Operations on a row.
+    const fn flops(self) -> usize {
+        match self {
+            // 2 r + 2 real transforms of twice the size, 5/2 N log N each.
+            Weight::Ldr(rank) => (2 * rank + 2) * 5 * SIZE * (2 * SIZE).trailing_zeros() as usize,
+            other => 2 * other.parameters(),
         }
     }
 
@@ -49,7 +68,24 @@ impl Weight {
                 let factors = SIZE.trailing_zeros() as usize;
                 vec![scaled(1, &[1, 1, factors, SIZE / 2, 2, 2], 2)?]
             }
+            Weight::Ldr(rank) => {
+                let one = Tensor::full(1.0f32, [SIZE - 1], &Device::Cpu)?.to_dtype(dtype)?;
+                let generator = |seed| scaled(seed, &[rank, SIZE], SIZE);
+                vec![one.clone(), one, generator(1)?, generator(2)?]
+            }
+            Weight::Flat(strides) => {
+                let side = self.layout()?.block();
+                let blocks = self.layout()?.len();
+                vec![scaled(1, &[blocks, side, side], SIZE / 16 * (strides + 1))?]
+            }
         })
+    }
+
+    /// Which blocks exist.
+    fn layout(self) -> Result<Layout> {
+        let factors = if let Weight::Flat(strides) = self { strides } else { 1 };
+        let butterfly = FlatButterfly { size: 16, factors, block: 32, global: 0, shuffle: false };
+        Ok(butterfly.layout(SIZE, SIZE)?)
     }
 
     fn apply(self, x: &Tensor, weights: &[Tensor]) -> Result<Tensor> {
@@ -60,6 +96,11 @@ impl Weight {
                 let x = x.reshape([BATCH, 1, SIZE])?;
                 butterfly(&x, &weights[0], true, SIZE)?.reshape([BATCH, SIZE])?
             }
+            Weight::Ldr(_) => {
+                let operators = [&weights[0], &weights[1]];
+                ldr(LdrClass::Subdiagonal, &operators, &weights[2], &weights[3])?.apply(x)?
+            }
+            Weight::Flat(_) => block_sparse(x, &weights[0], &Arc::new(self.layout()?), SIZE, None)?,
         })
     }
 }
@@ -86,7 +127,7 @@ macro_rules! list {
         vec![$(Case {
             name: $name,
             what: concat!(stringify!($weight), " 4096, batch 256, ", stringify!($dtype), ", ", stringify!($run)),
-            flops: (2 * BATCH * $weight.parameters()) as f64 * $passes,
+            flops: (BATCH * $weight.flops()) as f64 * $passes,
             bytes: ((2 * BATCH * SIZE + $weight.parameters()) * DType::$dtype.size()) as f64,
             make: || $run($weight, DType::$dtype),
         }),*]
@@ -94,12 +135,15 @@ macro_rules! list {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    use Weight::{Butterfly, Dense, Monarch};
+    use Weight::{Butterfly, Dense, Flat, Ldr, Monarch};
     list! {
         "matrix_dense_f32", Dense, F32, forward 1.0;
         "matrix_monarch64_f32", Monarch(64), F32, forward 1.0;
         "matrix_monarch4_f32", Monarch(4), F32, forward 1.0;
         "matrix_butterfly_f32", Butterfly, F32, forward 1.0;
+        "matrix_ldr2_f32", Ldr(2), F32, forward 1.0;
+        "matrix_flat4_f32", Flat(3), F32, forward 1.0;
+        "matrix_flat8_f32", Flat(1), F32, forward 1.0;
         "matrix_dense_bf16", Dense, BF16, forward 1.0;
         "matrix_monarch64_bf16", Monarch(64), BF16, forward 1.0;
         "matrix_monarch4_bf16", Monarch(4), BF16, forward 1.0;
@@ -108,5 +152,7 @@ pub(super) fn cases() -> Vec<Case> {
         "matrix_monarch64_f32_both", Monarch(64), F32, both 3.0;
         "matrix_monarch4_f32_both", Monarch(4), F32, both 3.0;
         "matrix_butterfly_f32_both", Butterfly, F32, both 3.0;
+        "matrix_ldr2_f32_both", Ldr(2), F32, both 3.0;
+        "matrix_flat4_f32_both", Flat(3), F32, both 3.0;
     }
 }

@@ -3,10 +3,11 @@
 use anyhow::Context;
 use clap::Args;
 use danaus::matrix::structured::factor::{
-    self, MonarchSizes, TARGETS, project_low_rank, project_monarch, recognise,
+    self, TARGETS, factor_mm_star, project_low_rank, project_monarch_layer, recognise,
 };
 use danaus::tensor::safetensors::{TensorFile, save};
-use danaus::tensor::{DType, Error, Tensor};
+use danaus::tensor::{DType, Device, Error, Tensor};
+use danaus::train::learn::{LearnOptions, learn_butterfly};
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ Exit code 1 if no fast algorithm is found.
 Examples:
   danaus factor dft --n 1024
   danaus factor weights.safetensors --tensor fc1.weight --monarch 4 --out fc1.monarch.safetensors
+  danaus factor dft --n 16 --learn
   danaus factor random --n 256 --lowrank 16 --json")]
 pub struct FactorArgs {
     /// Name of a transform, or a safetensors file with a matrix
@@ -40,6 +42,15 @@ pub struct FactorArgs {
     /// Project onto matrices of this rank
     #[arg(long, value_name = "RANK")]
     lowrank: Option<usize>,
+    /// Factor a product of two Monarch matrices
+    #[arg(long, conflicts_with_all = ["monarch", "lowrank"])]
+    mmstar: bool,
+    /// Learn factors and permutation by gradients from random starts, instead of the closed form
+    #[arg(long, conflicts_with_all = ["monarch", "lowrank", "mmstar"])]
+    learn: bool,
+    /// Random starts of --learn at most
+    #[arg(long, default_value_t = 8, value_name = "COUNT")]
+    starts: usize,
     /// Write the factors to a safetensors file
     #[arg(long)]
     out: Option<PathBuf>,
@@ -90,12 +101,12 @@ pub fn run(args: &FactorArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn factored(args: &FactorArgs, matrix: &Tensor) -> anyhow::Result<Option<Found>> {
-    let &[rows, cols] = matrix.dims() else {
+    if matrix.rank() != 2 {
         let shape = matrix.shape();
         return Err(Error::shape("factor", "matrix", shape, "[rows, cols]").into());
-    };
+    }
     if let Some(blocks) = args.monarch {
-        let found = project_monarch(matrix, MonarchSizes::layer(blocks, rows, cols))?;
+        let found = project_monarch_layer(matrix, blocks)?;
         return Ok(Some(Found {
             class: format!("monarch({blocks})"),
             parameters: found.w1.elem_count() + found.w2.elem_count(),
@@ -112,6 +123,30 @@ fn factored(args: &FactorArgs, matrix: &Tensor) -> anyhow::Result<Option<Found>>
             residual: found.relative_error(),
             max_error: None,
             tensors: vec![("u".into(), found.u), ("v".into(), found.v)],
+        }));
+    }
+    if args.mmstar {
+        let found = factor_mm_star(matrix)?;
+        return Ok(Some(Found {
+            class: "MM*".into(),
+            parameters: found.l1.elem_count() * 3,
+            residual: found.relative_error,
+            max_error: None,
+            tensors: vec![("l1".into(), found.l1), ("r".into(), found.r), ("l2".into(), found.l2)],
+        }));
+    }
+    if args.learn {
+        let options =
+            LearnOptions { seed: args.seed, starts: args.starts, ..LearnOptions::default() };
+        let found = learn_butterfly(matrix, &options)?;
+        let ids: Vec<i64> = found.permutation.iter().map(|&at| at as i64).collect();
+        let perm = Tensor::from_vec(ids, [found.permutation.len()], &Device::Cpu)?;
+        return Ok((found.rmse <= options.goal).then(|| Found {
+            class: format!("{} (learned, seed {})", found.class(), found.seed),
+            parameters: found.twiddle.elem_count(),
+            residual: found.rmse,
+            max_error: None,
+            tensors: vec![("twiddle".into(), found.twiddle), ("perm".into(), perm)],
         }));
     }
     Ok(recognise(matrix)?.map(|found| Found {

@@ -1,8 +1,10 @@
 //! One file a command.
 
+mod analyze;
 mod attention;
 mod bench;
 mod chat;
+mod compress;
 mod convert;
 mod devices;
 mod eval;
@@ -43,8 +45,14 @@ pub enum Command {
     Tokenizer(tokenizer::TokenizerCommand),
     /// Convert a model to another format, quantised or not
     Convert(convert::ConvertArgs),
+    /// Replace a model's weights by structured ones, within a budget
+    Compress(compress::CompressArgs),
+    /// Multiply a model's structured weights out
+    Densify(compress::DensifyArgs),
     /// Find the fast algorithm of a matrix, or the nearest structured one
     Factor(factor::FactorArgs),
+    /// Say what structure the matrices of a file have
+    Analyze(analyze::AnalyzeArgs),
     /// Say what a model folder, GGUF, PyTorch or tensor file holds, and what is wrong with it
     Inspect(inspect::InspectArgs),
     /// List operators, or run one on tensors from a file
@@ -84,7 +92,10 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(command) => eval::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command),
         Command::Convert(args) => convert::run(&args),
+        Command::Compress(args) => compress::run_compress(&args),
+        Command::Densify(args) => compress::run_densify(&args),
         Command::Factor(args) => factor::run(&args),
+        Command::Analyze(args) => analyze::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Op(command) => op::run(&command),
         Command::Attention(command) => attention::run(&command),

@@ -2,11 +2,13 @@
 
 pub mod activation;
 pub mod attention;
+pub mod block_sparse;
 pub mod conv1d;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod kronecker_sparse;
+pub mod krylov;
 pub mod linear;
 pub mod mamba2_step;
 pub mod norm;
@@ -44,12 +46,14 @@ pub fn kernels() -> Vec<danaus_runtime::cuda::Variant> {
 pub const SPECS: &[&[danaus_tensor::registry::OpSpec]] = &[
     activation::SPECS,
     attention::SPECS,
+    block_sparse::SPECS,
     conv1d::SPECS,
     cross_entropy::SPECS,
     cross_entropy::linear::SPECS,
     dropout::SPECS,
     embedding::SPECS,
     kronecker_sparse::SPECS,
+    krylov::SPECS,
     linear::SPECS,
     mamba2_step::SPECS,
     norm::SPECS,

@@ -1,6 +1,7 @@
 //! Weights that are expressions of the algebra over named parameters.
 
 use super::algebra::Map;
+use super::ldr::{LdrClass, Operator, ldr};
 use super::{StructuredMatrix, named, shard_range};
 use danaus_kernel::ops::activation::activation;
 use danaus_kernel::ops::linear::Extras;
@@ -15,8 +16,8 @@ enum Kind {
     Monarch,
     /// `twiddle`; whether the first block has increasing strides.
     Butterfly { increasing: bool },
-    /// `subd_a`, `subd_b`, `g`, `h`, for a square matrix of this size.
-    Ldr,
+    /// The operators of the class, `g`, `h`, for a square matrix of the larger side.
+    Ldr(LdrClass),
 }
 
 /// A `rows x cols` matrix given by a few parameters and their expression; or some of its rows.
@@ -34,14 +35,14 @@ pub struct Expression {
 
 /// Sizes of the factors of a Monarch layer: blocks, inner size of a block, inputs and outputs of
 /// one.
-fn monarch_shapes(blocks: usize, [rows, cols]: [usize; 2]) -> ([usize; 3], [usize; 3]) {
+pub(super) fn monarch_shapes(blocks: usize, [rows, cols]: [usize; 2]) -> ([usize; 3], [usize; 3]) {
     let (inp, out) = (cols.div_ceil(blocks), rows.div_ceil(blocks));
     let inner = inp.min(out);
     ([blocks, inner, inp], [blocks, out, inner])
 }
 
 /// Shape of the twiddle of a layer with this many butterflies one after the other.
-fn twiddle_dims(nblocks: usize, [rows, cols]: [usize; 2]) -> [usize; 6] {
+pub(super) fn twiddle_dims(nblocks: usize, [rows, cols]: [usize; 2]) -> [usize; 6] {
     let log_n = cols.next_power_of_two().max(2).trailing_zeros() as usize;
     let n = 1usize << log_n;
     [rows.div_ceil(n), nblocks, log_n, n / 2, 2, 2]
@@ -59,9 +60,8 @@ pub(super) fn butterfly_count(nblocks: usize, size: [usize; 2]) -> usize {
 }
 
 /// Numbers in a layer of low displacement rank.
-pub(super) fn ldr_count(rank: usize, [rows, cols]: [usize; 2]) -> usize {
-    let n = rows.max(cols).max(2);
-    2 * rank * n + 2 * (n - 1)
+pub(super) fn ldr_count(class: LdrClass, rank: usize, [rows, cols]: [usize; 2]) -> usize {
+    class.parameters(rank, rows.max(cols).max(2))
 }
 
 impl Expression {
@@ -117,28 +117,36 @@ impl Expression {
         Ok(Self::new(kind, size, vec![twiddle]))
     }
 
-    /// Makes (or loads) the operators `subd_a`, `subd_b` and generators `g`, `h` of a matrix of low
-    /// displacement rank with subdiagonal operators. New operators are shifts, generators are
-    /// normal with the deviation that gives the variance of a dense matrix on average over the
-    /// outputs.
+    /// Makes (or loads) the operators (`subd_a`, `subd_b` of the subdiagonal class) and generators `g`,
+    /// `h` of a matrix of low displacement rank. New operators are shifts, generators are normal with
+    /// the deviation that gives the variance of a dense matrix on average over the outputs.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn ldr(params: &ParamBuilder, size: [usize; 2], rank: usize, gain: f64) -> Result<Self> {
+    pub fn ldr(
+        params: &ParamBuilder,
+        size: [usize; 2],
+        (class, rank): (LdrClass, usize),
+        gain: f64,
+    ) -> Result<Self> {
         let n = size[0].max(size[1]).max(2);
-        // Output i sums r products of i + 1 by n - k elements: about r n^2 / 3 of them on average.
-        let std = (gain / (n as f64 * (rank as f64).sqrt())).sqrt();
-        let operator = |name: &str| params.param_no_decay(name, [n - 1], Init::Constant(1.0));
-        let generator = |name: &str| params.param(name, [rank, n], Init::Normal(std));
-        let params =
-            vec![operator("subd_a")?, operator("subd_b")?, generator("g")?, generator("h")?];
-        Ok(Self::new(Kind::Ldr, size, params))
+        // gain^2 / 3 is the variance that a uniform dense matrix gives.
+        let std = (gain * gain / (3.0 * class.terms(rank, n))).powf(0.25);
+        let operator = |one: &Operator| {
+            let &(name, _, init) = one;
+            params.param_no_decay(name, [LdrClass::length(n, one)], init)
+        };
+        let mut all = class.operators().iter().map(operator).collect::<Result<Vec<_>>>()?;
+        for name in ["g", "h"] {
+            all.push(params.param(name, [rank, n], Init::Normal(std))?);
+        }
+        Ok(Self::new(Kind::Ldr(class), size, all))
     }
 
     /// The whole matrix for vectors of a dtype, and the dtype it computes in.
     fn map(&self, dtype: DType) -> Result<(Map, DType)> {
         let working = match self.kind {
-            Kind::Ldr => dtype.accumulator(),
+            Kind::Ldr(_) => dtype.accumulator(),
             _ => dtype,
         };
         let param = |index: usize, dtype: DType| self.params[index].tensor_as(dtype);
@@ -151,10 +159,12 @@ impl Expression {
                 let master = if dtype == DType::BF16 { DType::F32 } else { dtype };
                 named::butterfly(&param(0, master)?, increasing, rows, cols)?
             }
-            Kind::Ldr => {
+            Kind::Ldr(class) => {
+                let count = self.params.len();
                 let all: Vec<Tensor> =
-                    (0..4).map(|index| param(index, working)).collect::<Result<_>>()?;
-                let map = named::ldr_subdiagonal(&all[0], &all[1], &all[2], &all[3])?;
+                    (0..count).map(|index| param(index, working)).collect::<Result<_>>()?;
+                let operators: Vec<&Tensor> = all[..count - 2].iter().collect();
+                let map = ldr(class, &operators, &all[count - 2], &all[count - 1])?;
                 named::framed(map, rows, cols)?
             }
         };

@@ -182,38 +182,3 @@ pub fn fastfood(d1: &Tensor, d2: &Tensor, d3: &Tensor, perm: &[usize]) -> Result
         Map::diagonal(d3)?,
     ])
 }
-
-/// Low displacement rank with subdiagonal operators (LDR-SD): `sum over i of K(A, G_i) K(B,
-/// H_i)^T`, where A and B are zero but for their subdiagonals `[n - 1]`, and g and h are `[rank,
-/// n]`.
-///
-/// A subdiagonal operator is a scaled shift, `A = diag(p) Z diag(p)^-1` with p the running products
-/// of its entries, so the matrix is `diag(p_A) T diag(p_B)` with a sum T of products of triangular
-/// Toeplitz matrices of G_i / p_A and H_i / p_B.
-///
-/// # Errors
-/// When shapes do not fit.
-pub fn ldr_subdiagonal(a: &Tensor, b: &Tensor, g: &Tensor, h: &Tensor) -> Result<Map> {
-    let n = match *g.dims() {
-        [rank, n] if rank > 0 && n > 1 && h.dims() == g.dims() => n,
-        _ => {
-            let expected = "[rank, n] for G and H, rank at least 1, n at least 2";
-            return Err(Error::shape("ldr_subdiagonal", "G", g.shape(), expected));
-        }
-    };
-    let products = |name: &str, values: &Tensor| -> Result<Tensor> {
-        if values.dims() != [n - 1] {
-            return Err(Error::shape(
-                "ldr_subdiagonal",
-                name,
-                values.shape(),
-                format!("[{}]", n - 1),
-            ));
-        }
-        let one = Tensor::full(1.0f64, [1], &values.device())?.to_dtype(values.dtype())?;
-        Tensor::cat(&[&one, &values.cumprod(0)?], 0)
-    };
-    let (pa, pb) = (products("A", a)?, products("B", b)?);
-    let like = Map::ToeplitzLike { g: g.div(&pa)?, h: h.div(&pb)? };
-    Map::product([Map::diagonal(&pb)?, like, Map::diagonal(&pa)?])
-}

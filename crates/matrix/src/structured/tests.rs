@@ -1,13 +1,14 @@
 //! Every format against its dense meaning.
 
 use super::*;
-use danaus_kernel::ops::quantized::quantize;
-use danaus_tensor::{DType, Device};
+use danaus_kernel::ops::quantized::{BlockType, quantize};
+use danaus_tensor::{DType, Device, ParamBuilder};
 use danaus_testkit::{assert_close, gradcheck, randn};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const SHAPE: [usize; 2] = [6, 5];
+const PIXELFLY: PixelflySizes = PixelflySizes { block: 2, size: 2, factors: 1, rank: 2 };
 
 fn all() -> Vec<Box<dyn StructuredMatrix>> {
     let build = |format: Format, seed| {
@@ -25,7 +26,14 @@ fn all() -> Vec<Box<dyn StructuredMatrix>> {
         build(Format::Monarch(2), 4),
         build(Format::Butterfly, 5),
         build(Format::Kaleidoscope, 6),
-        build(Format::Ldr(2), 7),
+        build(Format::Ldr(LdrClass::Subdiagonal, 2), 7),
+        build(Format::Ldr(LdrClass::SubdiagonalCorner, 2), 7),
+        build(Format::Ldr(LdrClass::Tridiagonal, 1), 7),
+        build(Format::Ldr(LdrClass::TridiagonalCorner, 2), 7),
+        build(Format::Ldr(LdrClass::Toeplitz, 2), 7),
+        build(Format::Ldr(LdrClass::Hankel, 2), 7),
+        build(Format::Ldr(LdrClass::Vandermonde, 2), 7),
+        build(Format::Pixelfly(PIXELFLY), 8),
     ]
 }
 
@@ -116,11 +124,16 @@ fn formats_are_written_and_read() {
         Format::Monarch(4),
         Format::Butterfly,
         Format::Kaleidoscope,
-        Format::Ldr(2),
+        Format::Ldr(LdrClass::Subdiagonal, 2),
+        Format::Ldr(LdrClass::TridiagonalCorner, 3),
+        Format::Ldr(LdrClass::Vandermonde, 1),
+        Format::Pixelfly(PIXELFLY),
     ] {
         assert_eq!(Format::try_from(String::from(format)).unwrap(), format);
     }
-    for bad in ["", "lowrank", "lowrank(0)", "lowrank(x)", "monarch(0)", "pixelfly"] {
+    for bad in
+        ["", "lowrank", "lowrank(0)", "lowrank(x)", "monarch(0)", "pixelfly", "pixelfly(8,4,2)"]
+    {
         let message = Format::try_from(bad.to_string()).unwrap_err().to_string();
         assert!(message.contains("lowrank(RANK)"), "{message}");
     }
@@ -299,4 +312,51 @@ fn counts_are_those_of_the_parameters_and_new_products_keep_the_variance() {
             }
         }
     }
+}
+
+/// A butterfly that leaves blocks out, with everything that can follow the product.
+#[test]
+fn pixelfly_takes_bias_activation_and_residual_along() {
+    use danaus_kernel::ops::activation::{Activation, activation};
+    let sizes = PixelflySizes { block: 4, size: 4, factors: 1, rank: 3 };
+    let params = ParamBuilder::init(3, DType::F64, Device::Cpu);
+    let matrix = Format::Pixelfly(sizes).build(&params, [32, 16], 1.0).unwrap();
+    assert_eq!(Format::Pixelfly(sizes).elem_count(32, 16), params.params().elem_count());
+    let w = matrix.to_dense().unwrap();
+    let (x, bias) = (randn(1, &[5, 16], DType::F64), randn(2, &[32], DType::F64));
+    let residual = randn(3, &[5, 32], DType::F64);
+    for kind in [None, Some(Activation::Silu)] {
+        let extras = Extras { bias: Some(&bias), activation: kind, residual: Some(&residual) };
+        let mut expected = x.matmul(&w.transpose(0, 1).unwrap()).unwrap().add(&bias).unwrap();
+        if let Some(kind) = kind {
+            expected = activation(kind, &expected).unwrap();
+        }
+        let expected = expected.add(&residual).unwrap();
+        assert_close("whole", &matrix.apply(&x, extras).unwrap(), &expected, 1e-12);
+        let part = |t: &Tensor, dim: isize| t.narrow(dim, 16, 16).unwrap();
+        let (bias, residual) = (part(&bias, 0), part(&residual, 1));
+        let extras = Extras { bias: Some(&bias), activation: kind, residual: Some(&residual) };
+        let shard = matrix.shard_rows(1, 2).unwrap();
+        assert_close("part", &shard.apply(&x, extras).unwrap(), &part(&expected, 1), 1e-12);
+    }
+    let ldr_like = Format::Pixelfly(PixelflySizes { size: 3, ..sizes });
+    let message = ldr_like.build(&params.pp("x"), [32, 16], 1.0).err().unwrap().to_string();
+    assert!(message.contains("power of two"), "{message}");
+}
+
+/// The variance of new products is that of a dense weight: a sum over 2048 outputs of 64 rows.
+#[test]
+fn new_pixelfly_products_keep_the_variance() {
+    let sizes = PixelflySizes { block: 16, size: 16, factors: 2, rank: 64 };
+    let build = |format: Format| {
+        let params = ParamBuilder::init(11, DType::F32, Device::Cpu);
+        format.build(&params, [2048, 512], 1.0).unwrap()
+    };
+    let x = randn(5, &[64, 512], DType::F32);
+    let variance = |format: Format| {
+        let y = build(format).apply(&x, Extras::default()).unwrap();
+        y.mul(&y).unwrap().mean_all().unwrap().to_scalar().unwrap()
+    };
+    let ratio = variance(Format::Pixelfly(sizes)) / variance(Format::Dense);
+    assert!((0.95..1.05).contains(&ratio), "{ratio}");
 }

@@ -21,6 +21,7 @@ pub(crate) use gguf::ROPE_FACTORS;
 pub use open::{Description, Opened, describe};
 pub use special::SpecialTokens;
 
+use crate::config::Config;
 use crate::decoder::{Compute, Decoder};
 use crate::{Error, Result};
 use danaus_runtime::fs::write_atomic;
@@ -76,8 +77,6 @@ impl Model {
     /// # Errors
     /// When the folder cannot be made or a file not written.
     pub fn save_as(&self, folder: &Path, dtype: DType) -> Result<()> {
-        let io = |error| danaus_tensor::Error::io(folder, error);
-        std::fs::create_dir_all(folder).map_err(io)?;
         let value = |param: &Param| -> Result<(String, Tensor)> {
             let tensor = param.tensor().detach();
             let tensor = if param.decays() { tensor.to_dtype(dtype)? } else { tensor };
@@ -85,8 +84,20 @@ impl Model {
         };
         let values = self.decoder.params().iter().map(value).collect::<Result<Vec<_>>>()?;
         let entries = values.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        save(folder.join(SINGLE_NAME), entries, HashMap::new())?;
-        save_config(&self.decoder, folder)?;
+        self.write(folder, self.decoder.config(), entries)
+    }
+
+    /// Writes a folder with other tensors and their config; the rest is this model's.
+    pub(crate) fn write<'a>(
+        &self,
+        folder: &Path,
+        config: &Config,
+        tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    ) -> Result<()> {
+        let io = |error| danaus_tensor::Error::io(folder, error);
+        std::fs::create_dir_all(folder).map_err(io)?;
+        save(folder.join(SINGLE_NAME), tensors, HashMap::new())?;
+        write_text(&folder.join(CONFIG_NAME), &config.to_json())?;
         self.special.save(folder)?;
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save(&folder.join(TOKENIZER_NAME))?;
@@ -135,7 +146,7 @@ pub fn save_config(decoder: &Decoder, folder: &Path) -> Result<()> {
     write_text(&folder.join(CONFIG_NAME), &decoder.config().to_json())
 }
 
-fn write_text(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomic(path, |file| file.write_all(text.as_bytes()))
         .map_err(|error| danaus_tensor::Error::io(path, error))?;
     Ok(())

@@ -11,6 +11,9 @@
 //! }
 //! ```
 //!
+//! `weights` is the format of all linear weights; `"weight_overrides": { "layers.*.mlp.up": "monarch(4)" }`
+//! gives some of them another one.
+//!
 //! `layers` has one letter per block: `A` attention, `W` attention in a window, `M` Mamba-2,
 //! `S` Mamba-1. Unknown fields and values are errors that name the valid ones.
 
@@ -21,11 +24,15 @@ pub use memory::Terms;
 pub(crate) use parts::parse_activation;
 pub use parts::{MixerKind, MlpConfig, NormConfig, NormKind};
 
+use crate::decoder::{Compute, Decoder};
 use crate::{Error, Result};
 use danaus_matrix::mixer::{AttentionConfig, LinearAttentionConfig, Mamba1Config, Mamba2Config};
 use danaus_matrix::structured::Format;
+use danaus_tensor::param::name_matches;
+use danaus_tensor::{DType, Device, MadeMatrix, ParamBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The value of `model_type`.
@@ -93,6 +100,10 @@ pub struct Config {
     /// How weights are stored.
     #[serde(default)]
     pub weights: Format,
+    /// Weights that are stored otherwise, by name without the last part (`layers.0.mlp.up`); `*`
+    /// stands for any one part. A name counts before patterns, of these the first in order of text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weight_overrides: BTreeMap<String, Format>,
 }
 
 fn is_zero(value: &usize) -> bool {
@@ -122,6 +133,7 @@ impl Config {
             norm: NormConfig::default(),
             tied_head: false,
             weights: Format::Dense,
+            weight_overrides: BTreeMap::new(),
         }
     }
 
@@ -209,10 +221,11 @@ impl Config {
             let valid = "0 without learned_positions, at most 1048576 with them";
             return Err(Error::argument("position_offset", self.position_offset, valid));
         }
-        if let Format::LowRank(size) | Format::Monarch(size) | Format::Ldr(size) = self.weights
-            && size > MAX_INNER
-        {
-            return Err(Error::argument("weights", size, format!("a number of 1..={MAX_INNER}")));
+        for format in self.weight_overrides.values().chain([&self.weights]) {
+            if format.largest() > MAX_INNER {
+                let valid = format!("numbers of 1..={MAX_INNER}");
+                return Err(Error::argument("weights", String::from(*format), valid));
+            }
         }
         self.norm.check()?;
         self.mlp.check()?;
@@ -295,11 +308,27 @@ impl Config {
         self.linear_attention.as_ref().ok_or_else(missing)
     }
 
+    /// Refuses overrides that name no weight.
+    pub(crate) fn check_overrides(&self, matrices: &[MadeMatrix]) -> Result<()> {
+        let is_unknown =
+            |pattern: &&String| !matrices.iter().any(|matrix| name_matches(pattern, &matrix.name));
+        let Some(pattern) = self.weight_overrides.keys().find(is_unknown) else { return Ok(()) };
+        let first: Vec<&str> = matrices.iter().take(4).map(|m| m.name.as_str()).collect();
+        let more = if matrices.len() > first.len() { ", .." } else { "" };
+        let valid = format!("names of linear weights ({}{more})", first.join(", "));
+        Err(Error::argument("weight_overrides", pattern, valid))
+    }
+
     /// Number of parameter elements, without building the model.
     ///
     /// # Errors
     /// When the config does not pass [`Self::check`].
     pub fn elem_count(&self) -> Result<usize> {
+        if !self.weight_overrides.is_empty() {
+            let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
+            let decoder = Decoder::build(&outline, self, Compute::default())?;
+            return Ok(decoder.params().elem_count());
+        }
         let (d, format) = (self.d_model, self.weights);
         let norm = if self.norm.bias { 2 * d } else { d };
         let mlp = match &self.mlp {

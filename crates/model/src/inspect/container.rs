@@ -123,7 +123,8 @@ impl Container {
         self.kind() == Kind::Gguf || self.path.join(CONFIG_NAME).is_file()
     }
 
-    fn source(&self) -> Arc<dyn TensorSource> {
+    /// Its tensors by name.
+    pub(super) fn source(&self) -> Arc<dyn TensorSource> {
         match &self.files {
             Files::Safetensors(files) => files.clone(),
             Files::Gguf(file) => file.clone(),

@@ -6,9 +6,11 @@
 
 mod container;
 mod memory;
+mod structure;
 
 pub use container::{Kind, Row};
 pub use memory::Memory;
+pub use structure::{MatrixReport, analyze_file};
 
 use crate::checkpoint::Opened;
 use crate::{Error, Result};

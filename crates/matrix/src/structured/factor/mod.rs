@@ -6,22 +6,36 @@
 //! * [`project_monarch`]: the nearest Monarch matrix (for any sizes, block counts and inner rank)
 //!   with the exact distance; [`project_low_rank`] the nearest one of a rank.
 //!
+//! * [`factor_mm_star`]: a product of two Monarch matrices as its three block-diagonal factors.
+//! * [`project`]: the nearest matrix of a weight's format, as its parameters, and how far it is;
+//!   [`errors`] how far those of several formats would be.
+//! * [`analyze`]: what structure a matrix has: ranks, displacement ranks, distances of formats.
 //! * [`target`]: dense matrices of named transforms to try them on.
 //!
 //! Every function reports the residual of what it returns, measured or known exactly; none
 //! pretends.
 
+mod analysis;
+mod mm_star;
 mod monarch;
 mod peel;
+mod project;
 mod recognise;
+mod small;
+mod sparse;
 mod svd;
 mod targets;
 
 #[cfg(test)]
 mod tests;
 
-pub use monarch::{LowRankFactors, Monarch, MonarchSizes, project_low_rank, project_monarch};
+pub use analysis::{Analysis, Displacement, Fit, Spectrum, analyze};
+pub use mm_star::{MmStar, factor_mm_star};
+pub use monarch::{
+    LowRankFactors, Monarch, MonarchSizes, project_low_rank, project_monarch, project_monarch_layer,
+};
 pub use peel::{Peeled, peel};
+pub use project::{Projected, errors, project};
 pub use recognise::{Recognised, recognise};
 pub use targets::{TARGETS, target};
 

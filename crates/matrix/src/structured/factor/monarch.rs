@@ -6,10 +6,15 @@
 //! singular triples of every slice: the distance squared is the sum of the squares of all singular
 //! values left out. One rule for square and rectangular matrices, sqrt(n) blocks (rank 1) and few
 //! large blocks (rank n / blocks^2).
+//!
+//! Where l does not divide q, slices have different ranks: each of the k q numbers between the
+//! factors, `f = k_i q + q_i = r_i l + l_i`, belongs to one slice and gives it one more. So layers of
+//! any sizes have their nearest matrix in the same closed form.
 
 use super::Entries;
 use super::svd::leading;
 use crate::structured::algebra::Map;
+use crate::structured::expression::monarch_shapes;
 use crate::structured::named;
 use danaus_runtime::threads;
 use danaus_tensor::{Device, Error, Result, Tensor};
@@ -26,16 +31,6 @@ pub struct MonarchSizes {
     pub l: usize,
     /// Rank of a slice: `q = l rank`, `r = k rank`.
     pub rank: usize,
-}
-
-impl MonarchSizes {
-    /// The sizes of a Monarch layer with this many blocks in both factors: blocks of `in / blocks`
-    /// inputs and `out / blocks` outputs (rounded up), the inner size that of the smaller side.
-    pub fn layer(blocks: usize, rows: usize, cols: usize) -> Self {
-        let blocks = blocks.max(1);
-        let inner = rows.div_ceil(blocks).min(cols.div_ceil(blocks));
-        Self { k: blocks, l: blocks, rank: inner.div_ceil(blocks) }
-    }
 }
 
 /// What [`project_monarch`] gives.
@@ -76,16 +71,43 @@ pub fn project_monarch(matrix: &Tensor, sizes: MonarchSizes) -> Result<Monarch> 
     const OP: &str = "project_monarch";
     let entries = Entries::of(OP, matrix)?;
     let MonarchSizes { k, l, rank } = sizes;
-    for (name, value, most) in [("k", k, entries.cols), ("l", l, entries.rows)] {
-        if !(1..=most).contains(&value) {
-            return Err(Error::argument(OP, name, value, format!("1..={most}")));
-        }
-    }
+    check_blocks(OP, &entries, [k, l])?;
     let (p, s) = (entries.cols.div_ceil(k), entries.rows.div_ceil(l));
     if !(1..=s.min(p)).contains(&rank) {
         let valid = format!("1..={} for slices of {s} x {p}", s.min(p));
         return Err(Error::argument(OP, "rank", rank, valid));
     }
+    project(&entries, [k, l], l * rank, matrix.dtype().is_complex())
+}
+
+/// As [`project_monarch`], onto the Monarch layers `monarch(blocks)` of this size: the factors have the
+/// shapes of the weight's format.
+///
+/// # Errors
+/// When the matrix is none or not finite, or there are more blocks than rows or columns.
+pub fn project_monarch_layer(matrix: &Tensor, blocks: usize) -> Result<Monarch> {
+    const OP: &str = "project_monarch";
+    let entries = Entries::of(OP, matrix)?;
+    let most = entries.rows.min(entries.cols);
+    if !(1..=most).contains(&blocks) {
+        return Err(Error::argument(OP, "blocks", blocks, format!("1..={most}")));
+    }
+    let (first, _) = monarch_shapes(blocks, [entries.rows, entries.cols]);
+    project(&entries, [blocks, blocks], first[1], matrix.dtype().is_complex())
+}
+
+fn check_blocks(op: &'static str, entries: &Entries, [k, l]: [usize; 2]) -> Result<()> {
+    for (name, value, most) in [("k", k, entries.cols), ("l", l, entries.rows)] {
+        if !(1..=most).contains(&value) {
+            return Err(Error::argument(op, name, value, format!("1..={most}")));
+        }
+    }
+    Ok(())
+}
+
+/// Projects on k blocks with q outputs in the first factor, l blocks in the second; l divides k q.
+fn project(entries: &Entries, [k, l]: [usize; 2], q: usize, complex: bool) -> Result<Monarch> {
+    let (p, s) = (entries.cols.div_ceil(k), entries.rows.div_ceil(l));
     let slice = |block: usize, lane: usize| -> Vec<Complex<f64>> {
         let entry = |at: usize| {
             let (row, col) = (at / p * l + lane, block * p + at % p);
@@ -96,30 +118,33 @@ pub fn project_monarch(matrix: &Tensor, sizes: MonarchSizes) -> Result<Monarch> 
         };
         (0..s * p).map(entry).collect()
     };
+    // Numbers between the factors that belong to a slice.
+    let inner = |block: usize, lane: usize| {
+        (block * q..(block + 1) * q).filter(move |f| f % l == lane).enumerate()
+    };
     let results = Mutex::new(Vec::with_capacity(k * l));
     threads::for_each(k * l, |index| {
         let (block, lane) = (index / l, index % l);
-        let found = leading(&slice(block, lane), (s, p), rank);
+        let found = leading(&slice(block, lane), (s, p), inner(block, lane).count());
         if let Ok(mut results) = results.lock() {
             results.push((block, lane, found));
         }
     });
     let results = results.into_inner().map_err(|_| Error::internal("a slice panicked"))?;
-    let (q, r) = (l * rank, k * rank);
+    let r = k * q / l;
     let (mut w1, mut w2) = (vec![Complex::ZERO; k * q * p], vec![Complex::ZERO; l * s * r]);
     let mut tails = vec![0.0; k * l];
     for (block, lane, found) in results {
         let found = found?;
         tails[block * l + lane] = found.tail;
-        for c in 0..rank {
-            let to = (block * q + c * l + lane) * p;
-            w1[to..to + p].copy_from_slice(&found.right[c * p..][..p]);
+        let rank = inner(block, lane).count();
+        for (c, f) in inner(block, lane) {
+            w1[f * p..(f + 1) * p].copy_from_slice(&found.right[c * p..][..p]);
             for row in 0..s {
-                w2[(lane * s + row) * r + block * rank + c] = found.left[row * rank + c];
+                w2[(lane * s + row) * r + f / l] = found.left[row * rank + c];
             }
         }
     }
-    let complex = matrix.dtype().is_complex();
     Ok(Monarch {
         w1: tensor(w1, [k, q, p], complex)?,
         w2: tensor(w2, [l, s, r], complex)?,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::structured::algebra::Map;
 use crate::structured::construct::{self, Decimation, Norm, Scaling};
-use crate::structured::named;
+use crate::structured::{Format, LdrClass, PixelflySizes, named};
 use danaus_tensor::{DType, Device};
 use danaus_testkit::{assert_close, golden, max_relative_error, randn};
 
@@ -150,9 +150,99 @@ fn layers_with_few_blocks_are_recovered() {
     // The layer's own sizes: 4 blocks of 16 x 16 in both factors, so slices of rank 4.
     let (w1, w2) = (randn(1, &[4, 16, 16], DType::F64), randn(2, &[4, 16, 16], DType::F64));
     let dense = named::monarch(&w1, &w2).unwrap().to_dense().unwrap();
-    let found = project_monarch(&dense, MonarchSizes::layer(4, 64, 64)).unwrap();
+    let found = project_monarch_layer(&dense, 4).unwrap();
     assert_eq!(found.w1.dims(), [4, 16, 16]);
     assert!(found.relative_error() < 1e-13, "{}", found.relative_error());
+}
+
+/// Blocks that divide neither side: slices of different ranks, and still orthogonal and idempotent.
+#[test]
+fn layers_of_any_size_have_a_nearest_one() {
+    for (rows, cols, blocks) in [(10, 10, 4), (13, 30, 3), (31, 17, 5), (6, 9, 6), (8, 8, 1)] {
+        let matrix = randn(rows as u64, &[rows, cols], DType::F64);
+        let found = project_monarch_layer(&matrix, blocks).unwrap();
+        let count = found.w1.elem_count() + found.w2.elem_count();
+        assert_eq!(count, Format::Monarch(blocks).elem_count(rows, cols));
+        let dense = found.map().unwrap().to_dense().unwrap();
+        let (p, whole) = (norm(&dense), norm(&matrix));
+        assert!((found.error.powi(2) + p * p - whole * whole).abs() < 1e-10 * whole * whole);
+        assert!((found.error - distance(&matrix, &dense)).abs() < 1e-10 * whole);
+        let again = project_monarch_layer(&dense, blocks).unwrap();
+        assert!(again.relative_error() < 1e-12, "{}", again.relative_error());
+    }
+}
+
+#[test]
+fn formats_are_projected_to_weights() {
+    let matrix = randn(4, &[13, 20], DType::F64);
+    let names = ["dense", "lowrank(3)", "lowrank(13)", "monarch(3)", "butterfly", "ldr(2)"];
+    // Pixelfly needs sides that its pattern divides; its own test follows.
+    let formats: Vec<Format> =
+        names.iter().map(|name| Format::try_from(name.to_string()).unwrap()).collect();
+    let all = errors(&matrix, &formats).unwrap();
+    for (format, error) in formats.iter().zip(all) {
+        let found = project(&matrix, *format).unwrap();
+        assert!((found.relative_error - error).abs() < 1e-12, "{format:?}");
+        let weight = found.matrix().unwrap();
+        assert_eq!((weight.rows(), weight.cols()), (13, 20));
+        // The fast product, and the oracle of the definitions.
+        let dense = weight.to_dense().unwrap();
+        assert_close("product", &found.to_dense().unwrap(), &dense, 1e-12);
+        let measured = distance(&matrix, &dense) / norm(&matrix);
+        assert!((measured - error).abs() < 1e-12, "{format:?}: {measured} {error}");
+        assert!(error <= 1.0, "{format:?}: {error}");
+    }
+    let refused = project(&matrix, Format::Kaleidoscope).err().unwrap().to_string();
+    assert!(refused.contains("kaleidoscope") && refused.contains("closed form"), "{refused}");
+}
+
+#[test]
+fn members_of_a_class_are_found() {
+    // A Toeplitz matrix has displacement rank 2 for the shift.
+    let toeplitz = target("toeplitz", 33, 3).unwrap();
+    let found = project(&toeplitz, Format::Ldr(LdrClass::Subdiagonal, 2)).unwrap();
+    assert!(found.relative_error < 1e-13, "{}", found.relative_error);
+    assert!(project(&toeplitz, Format::LowRank(2)).unwrap().relative_error > 0.3);
+    // Two butterflies side by side: more outputs than inputs.
+    let twiddle = randn(5, &[2, 1, 4, 8, 2, 2], DType::F64);
+    let dense = named::butterfly(&twiddle, true, 32, 16).unwrap().to_dense().unwrap();
+    let found = project(&dense, Format::Butterfly).unwrap();
+    assert!(found.relative_error < 1e-12, "{}", found.relative_error);
+}
+
+/// A matrix of the class is approached, a rank alone of as many numbers is not near it; and the blocks
+/// of a matrix without structure are exact.
+#[test]
+fn sparse_plus_low_rank_is_near() {
+    let sizes = |rank| PixelflySizes { block: 4, size: 8, factors: 2, rank };
+    let member = {
+        let params = danaus_tensor::ParamBuilder::init(2, DType::F64, Device::Cpu);
+        let weight = Format::Pixelfly(sizes(2)).build(&params, [64, 32], 1.0).unwrap();
+        weight.to_dense().unwrap().detach()
+    };
+    let found = project(&member, Format::Pixelfly(sizes(2))).unwrap();
+    assert!(found.relative_error < 0.1, "{}", found.relative_error);
+    assert!(project(&member, Format::LowRank(10)).unwrap().relative_error > 0.3);
+    let matrix = randn(7, &[64, 32], DType::F64);
+    let mut last = 1.0;
+    for rank in [1, 4, 12, 32] {
+        let found = project(&matrix, Format::Pixelfly(sizes(rank))).unwrap();
+        assert!(found.relative_error < last, "{rank}: {} {last}", found.relative_error);
+        last = found.relative_error;
+        let dense = found.to_dense().unwrap().to_vec::<f64>().unwrap();
+        let values = matrix.to_vec::<f64>().unwrap();
+        for (row, col) in sizes(rank).layout([64, 32]).unwrap().places() {
+            let at = row * 4 * 32 + col * 4;
+            assert!((dense[at] - values[at]).abs() < 1e-12);
+        }
+    }
+    assert!(last < 1e-12, "{last}");
+    // The recipe keeps its share.
+    for share in [0.5, 0.25, 0.125] {
+        let sizes = PixelflySizes::within([512, 2048], share).unwrap();
+        let count = Format::Pixelfly(sizes).elem_count(512, 2048) as f64 / (512.0 * 2048.0);
+        assert!(count <= share && count > 0.6 * share, "{sizes:?}: {count}");
+    }
 }
 
 #[test]
