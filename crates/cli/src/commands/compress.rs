@@ -76,7 +76,7 @@ impl Written {
     fn print(&self, report: &Report) -> anyhow::Result<ExitCode> {
         match self.json {
             true => println!("{}", serde_json::to_string(report)?),
-            false => print!("{}{}\n", report.table(), self.out.display()),
+            false => println!("{}{}", report.table(), self.out.display()),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -268,7 +268,7 @@ const STRUCTURED: [Format; 5] = [
     Format::Monarch(4),
     Format::Butterfly,
     Format::Kaleidoscope,
-    Format::Ldr(2),
+    Format::Ldr(LdrClass::Subdiagonal, 2),
 ];
 
 /// Wide, tall (several butterflies side by side) and odd layers.

@@ -181,7 +181,7 @@ impl Problem {
         let whole = |index: usize| -> Result<Tensor> {
             let all = (0..self.log_n).map(|factor| {
                 let blocks = &parts[2 * factor + index];
-                blocks.repeat(0, self.n / 2 >> factor)
+                blocks.repeat(0, (self.n / 2) >> factor)
             });
             let all = all.collect::<danaus_tensor::Result<Vec<_>>>()?;
             let joined = Tensor::cat(&all.iter().collect::<Vec<_>>(), 0)?;
