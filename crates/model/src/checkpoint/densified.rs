@@ -6,7 +6,7 @@ use crate::decoder::{Compute, Decoder};
 use crate::{Error, Result};
 use danaus_matrix::structured::Format;
 use danaus_tensor::param::TensorSource;
-use danaus_tensor::{DType, Device, ParamBuilder, Tensor};
+use danaus_tensor::{DType, Device, MadeMatrix, ParamBuilder, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -14,27 +14,26 @@ use std::sync::Arc;
 /// out one matrix at a time when asked.
 struct Densified {
     inner: Arc<dyn TensorSource>,
-    format: Format,
-    /// Stems of the structured matrices with their sizes.
-    matrices: BTreeMap<String, [usize; 2]>,
+    /// Sizes and formats of the structured matrices, by name without the last part.
+    matrices: BTreeMap<String, ([usize; 2], Format)>,
     /// Names of their leaves, which are hidden here.
     leaves: BTreeSet<String>,
 }
 
 impl Densified {
-    fn matrix(&self, name: &str) -> Option<(&str, [usize; 2])> {
+    fn matrix<'a>(&self, name: &'a str) -> Option<(&'a str, [usize; 2], Format)> {
         let stem = name.strip_suffix(".weight")?;
-        self.matrices.get_key_value(stem).map(|(stem, size)| (stem.as_str(), *size))
+        self.matrices.get(stem).map(|(size, format)| (stem, *size, *format))
     }
 }
 
 impl TensorSource for Densified {
     fn tensor(&self, name: &str) -> danaus_tensor::Result<Option<Tensor>> {
-        let Some((stem, size)) = self.matrix(name) else {
+        let Some((stem, size, format)) = self.matrix(name) else {
             return if self.leaves.contains(name) { Ok(None) } else { self.inner.tensor(name) };
         };
         let params = ParamBuilder::load(self.inner.clone(), DType::F32, Device::Cpu).pp(stem);
-        Ok(Some(self.format.build(&params, size, 1.0)?.to_dense()?.detach()))
+        Ok(Some(format.build(&params, size, 1.0)?.to_dense()?.detach()))
     }
 
     fn contains(&self, name: &str) -> danaus_tensor::Result<bool> {
@@ -59,38 +58,39 @@ impl Opened {
     /// # Errors
     /// When a matrix is missing from the file in either form; it is named.
     pub fn densified(self) -> Result<(Self, Vec<String>)> {
-        let format = self.config().weights;
-        if format == Format::Dense {
+        let config = self.config();
+        if config.weights == Format::Dense && config.weight_overrides.is_empty() {
             return Ok((self, Vec::new()));
         }
-        let config = Config { weights: Format::Dense, ..self.config().clone() };
         let outline = ParamBuilder::outline(DType::F32, Device::Cpu);
-        let dense = Decoder::build(&outline, &config, Compute::default())?;
+        let structured = Decoder::build(&outline, config, Compute::default())?;
+        let dense =
+            Config { weights: Format::Dense, weight_overrides: BTreeMap::new(), ..config.clone() };
         let inner = self.tensors();
         let stored = inner.names();
         let (mut matrices, mut leaves) = (BTreeMap::new(), BTreeSet::new());
-        for param in dense.params().iter() {
-            let (name, tensor) = (param.name(), param.tensor());
-            let (Some(stem), &[rows, cols]) = (name.strip_suffix(".weight"), tensor.dims()) else {
-                continue;
-            };
-            if inner.contains(name)? {
+        for MadeMatrix { name, shape, format } in structured.matrices() {
+            let kind = Format::try_from(format.clone())?;
+            if kind == Format::Dense {
                 continue;
             }
-            let prefix = format!("{stem}.");
+            let prefix = format!("{name}.");
             let own: Vec<String> =
                 stored.iter().filter(|name| is_leaf(&prefix, name)).cloned().collect();
             if own.is_empty() {
-                let given = format!("{stem}, which is not in the file");
-                let valid = format!("a matrix in the format {}", String::from(format));
-                return Err(Error::argument("tensor", given, valid));
+                let given = format!("{name}, which is not in the file");
+                return Err(Error::argument(
+                    "tensor",
+                    given,
+                    format!("a matrix in the format {format}"),
+                ));
             }
             leaves.extend(own);
-            matrices.insert(stem.to_string(), [rows, cols]);
+            matrices.insert(name.clone(), (*shape, kind));
         }
         let names = matrices.keys().cloned().collect();
-        let dense = Arc::new(Densified { inner, format, matrices, leaves });
-        Ok((self.replaced(config, dense), names))
+        let tensors = Arc::new(Densified { inner, matrices, leaves });
+        Ok((self.replaced(dense, tensors), names))
     }
 }
 

@@ -99,7 +99,6 @@ pub fn convert(
     }
     let opened = Opened::open_dequantized(source)?;
     let kept = opened.float_type()?;
-    let format = String::from(opened.config().weights);
     let (opened, densified) = match target {
         Target::Danaus => (opened, Vec::new()),
         Target::Hf | Target::Gguf => opened.densified()?,
@@ -108,7 +107,7 @@ pub fn convert(
     if let Some(first) = densified.first() {
         let count = densified.len();
         let line = format!(
-            "{count} {format} matrices as dense ones ({first}, ...): {} has no others",
+            "{count} structured matrices as dense ones ({first}, ...): {} has no others",
             target.name()
         );
         summary.exceptions.insert(0, line);

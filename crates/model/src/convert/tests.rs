@@ -185,11 +185,15 @@ fn structured_weights_are_multiplied_out() {
     let logits = |model: &Model| {
         no_grad(|| model.decoder.logits(&ids, &batch)).unwrap().to_vec::<f32>().unwrap()
     };
-    for format in ["monarch(4)", "lowrank(3)", "butterfly", "kaleidoscope", "ldr(2)"] {
+    // Two projections of attention, two matrices of the MLP, in two layers.
+    let all =
+        ["monarch(4)", "lowrank(3)", "butterfly", "kaleidoscope", "ldr(2)"].map(|it| (it, "", 8));
+    let some = r#", "weight_overrides": {"layers.*.mlp.down": "lowrank(4)", "layers.0.mixer.k": "monarch(4)"}"#;
+    for (format, overrides, count) in all.into_iter().chain([("dense", some, 3)]) {
         let config = format!(
             r#"{{"model_type": "danaus", "version": 1, "vocab_size": 40, "d_model": 32, "layers": "AA",
                 "max_positions": 32, "attention": {{"n_heads": 2, "rope_theta": 10000.0}},
-                "mlp": {{"kind": "swiglu", "d_ff": 64}}, "tied_head": true, "weights": "{format}"}}"#
+                "mlp": {{"kind": "swiglu", "d_ff": 64}}, "tied_head": true, "weights": "{format}"{overrides}}}"#
         );
         let config = crate::Config::parse(&config, Path::new("config.json")).unwrap();
         let decoder = crate::Decoder::init(&config, 3, Compute::default()).unwrap();
@@ -203,13 +207,13 @@ fn structured_weights_are_multiplied_out() {
             let out = folder.path().join(name);
             let summary = convert(&source, &out, target, Some("f32")).unwrap();
             let line = &summary.exceptions[0];
-            // Two projections of attention, two matrices of the MLP, in two layers.
             assert!(
-                line.starts_with(&format!("8 {format} matrices as dense ones (layers.0.")),
+                line.starts_with(&format!("{count} structured matrices as dense ones (layers.0.")),
                 "{line}"
             );
             let dense = load(&out);
             assert!(dense.decoder.config().weights == danaus_matrix::structured::Format::Dense);
+            assert!(dense.decoder.config().weight_overrides.is_empty());
             // The same sums in another order: some hundred roundings of f32.
             for (a, b) in logits(&dense).iter().zip(&wanted) {
                 assert!((a - b).abs() <= 2e-5 * largest, "{format} {name}: {a} {b}");
