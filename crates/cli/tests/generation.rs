@@ -228,6 +228,9 @@ fn int8_is_for_quantised_weights() {
     let (exact, rounded) = (ask("f32"), ask("int8"));
     assert_eq!(rounded["tokens"].as_array().unwrap().len(), 4);
     assert_ne!(exact["log_probs"], rounded["log_probs"], "nothing was rounded");
-    let line = refusal(&["generate", "--model", &model, "--prompt", "a", "--compute", "int4"]);
-    assert!(line.contains("valid is f32, bf16 or int8"), "{line}");
+    let unknown =
+        danaus(&["generate", "--model", &model, "--prompt", "a", "--compute", "int4"], "");
+    let error = String::from_utf8_lossy(&unknown.stderr);
+    assert_eq!(unknown.status.code(), Some(2), "{error}");
+    assert!(error.contains("valid is f32, bf16 or int8"), "{error}");
 }

@@ -99,6 +99,16 @@ impl Widths {
 }
 
 impl Mamba2Config {
+    /// Bytes of the state of a sequence that is computed in f32: the recurrence's, and rings of the
+    /// inputs and step sizes that a step or a replay reads.
+    pub fn state_bytes(&self, d_model: usize) -> usize {
+        let widths = self.widths(d_model);
+        let places = self.conv_width.saturating_sub(1) + STEP_TOKENS;
+        let scan = widths.n_heads * self.head_dim * self.d_state;
+        let cursor = 2 * size_of::<i64>();
+        4 * (places * (widths.conv() + widths.n_heads) + scan) + cursor
+    }
+
     fn widths(&self, d_model: usize) -> Widths {
         let d_inner = self.expand * d_model;
         let d_ssm = self.d_ssm.unwrap_or(d_inner);

@@ -42,7 +42,8 @@ impl PixelflySizes {
     }
 
     /// The paper's recipe for a share of the dense parameters: a quarter of them for the low rank, and
-    /// with the rest as many strides as fit, on the largest blocks of which the pattern has eight.
+    /// with the rest as many strides as fit, on the largest blocks of which the pattern has eight and
+    /// of which a stride fits.
     pub fn within(shape: [usize; 2], share: f64) -> Option<Self> {
         let [rows, cols] = shape;
         let size_for = |block: usize| {
@@ -51,14 +52,16 @@ impl PixelflySizes {
             let common = (blocks[0] | blocks[1]).trailing_zeros().min(MOST_SIZE.trailing_zeros());
             (block, 1usize << common)
         };
-        let (block, size) = BLOCKS.into_iter().map(size_for).find(|(_, size)| *size >= 8)?;
         let budget = share * (rows * cols) as f64;
         let rank = (budget / 4.0 / (rows + cols) as f64) as usize;
         let rank = if rank > 8 { rank / 8 * 8 } else { rank };
-        let rest = budget - (rank * (rows + cols)) as f64;
-        let strides = (rest / (rows * cols) as f64 * size as f64) as usize;
-        let factors = strides.saturating_sub(1).min(size.trailing_zeros() as usize);
-        (factors > 0 && rank > 0).then_some(Self { block, size, factors, rank })
+        // Gamma is a number too.
+        let rest = budget - (rank * (rows + cols) + 1) as f64;
+        BLOCKS.into_iter().map(size_for).filter(|(_, size)| *size >= 8).find_map(|(block, size)| {
+            let strides = (rest / (rows * cols) as f64 * size as f64) as usize;
+            let factors = strides.saturating_sub(1).min(size.trailing_zeros() as usize);
+            (factors > 0 && rank > 0).then_some(Self { block, size, factors, rank })
+        })
     }
 }
 

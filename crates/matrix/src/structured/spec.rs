@@ -6,7 +6,8 @@ use danaus_tensor::{Result, Tensor};
 
 fn call(args: &Args) -> Result<Vec<Option<Tensor>>> {
     let class = LdrClass::from_name(args.text("class").unwrap_or("subdiagonal"))?;
-    let operators = class.operators().iter().map(|one| args.input(one.0));
+    let by = format!("class {}", class.name());
+    let operators = class.operators().iter().map(|&(name, ..)| args.needed(name, &by));
     let operators = operators.collect::<Result<Vec<_>>>()?;
     let map = ldr(class, &operators, args.input("G")?, args.input("H")?)?;
     Ok(vec![Some(map.apply(args.input("x")?)?)])

@@ -51,11 +51,8 @@ impl Memory {
                     }
                 }
                 MixerKind::Mamba2 => {
-                    let mamba2 = config.mamba2()?;
-                    let inner = mamba2.expand * config.d_model;
-                    let conv = inner + 2 * mamba2.n_groups * mamba2.d_state;
-                    let elements = conv * (mamba2.conv_width - 1) + inner * mamba2.d_state;
-                    memory.state_per_sequence += F32 * elements as u64;
+                    let bytes = config.mamba2()?.state_bytes(config.d_model);
+                    memory.state_per_sequence += bytes as u64;
                 }
                 MixerKind::Mamba1 => {
                     let mamba1 = config.mamba1()?;

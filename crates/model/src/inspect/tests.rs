@@ -64,7 +64,9 @@ fn state_sizes_are_those_of_states() {
         let report = inspect(&golden(name), false).unwrap().model.unwrap();
         let model = crate::Model::load(&golden(name), crate::decoder::Compute::default()).unwrap();
         let mut pool = model.decoder.state_pool(1).unwrap();
-        pool.reserve().unwrap();
+        let slot = pool.reserve().unwrap();
+        let batch = danaus_matrix::SeqBatch::from_lengths(&[1]).unwrap();
+        model.decoder.advance(&[1], &batch, &mut pool, &[slot]).unwrap();
         assert_eq!(report.memory.state_per_sequence, pool.bytes() as u64, "{name}");
     }
 }

@@ -181,6 +181,16 @@ impl<'a> Args<'a> {
         self.tensors.get(name)
     }
 
+    /// An optional input that another argument makes necessary.
+    ///
+    /// # Errors
+    /// When it is absent; `by` says what needs it.
+    pub fn needed(&self, name: &'static str, by: &str) -> Result<&Tensor> {
+        let missing =
+            || Error::argument(self.spec.name, name, "missing", format!("a tensor for {by}"));
+        self.optional(name).ok_or_else(missing)
+    }
+
     /// The tensors of a group of inputs, under the parts of their names behind the prefix.
     pub fn group(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         let below = |(name, tensor): (&String, &Tensor)| {

@@ -86,8 +86,11 @@ fn call_pixelfly(args: &Args) -> Result<Vec<Option<Tensor>>> {
     let gate = match args.text("gate").unwrap_or("token") {
         "sum" => Gate::Sum,
         "average" => Gate::Average,
-        "scalar" => Gate::Scalar(args.input("gamma")?),
-        "token" => Gate::Token(args.input("gate_w")?, args.input("gate_b")?),
+        "scalar" => Gate::Scalar(args.needed("gamma", "gate scalar")?),
+        "token" => {
+            let by = "gate token";
+            Gate::Token(args.needed("gate_w", by)?, args.needed("gate_b", by)?)
+        }
         other => {
             return Err(Error::argument("pixelfly", "gate", other, "token, scalar, average, sum"));
         }

@@ -32,8 +32,8 @@ pub(super) struct Lu {
 }
 
 impl Lu {
-    /// Factors A; a pivot below `least` times the largest entry is raised to that, or refuses the matrix
-    /// where `least` is 0.
+    /// Factors A; a pivot that is rounding beside the largest entry is replaced by `least`, or refuses the
+    /// matrix where `least` is 0.
     pub(super) fn new(a: &[Number], m: usize, least: f64) -> Option<Self> {
         let (mut values, mut order) = (a.to_vec(), (0..m).collect::<Vec<_>>());
         let largest = a.iter().map(|z| z.norm()).fold(0.0, f64::max);
@@ -48,7 +48,7 @@ impl Lu {
                 if least == 0.0 {
                     return None;
                 }
-                values[k * m + k] = Complex::from(least * largest.max(f64::MIN_POSITIVE));
+                values[k * m + k] = Complex::from(least);
             }
             for row in k + 1..m {
                 let factor = values[row * m + k] / values[k * m + k];
@@ -186,10 +186,12 @@ pub(super) fn eigenvalues(a: &[Number], m: usize) -> Option<Vec<Number>> {
 pub(super) fn eigenvectors(a: &[Number], m: usize) -> Option<Vec<Number>> {
     let values = eigenvalues(a, m)?;
     let mut vectors = vec![Number::ZERO; m * m];
+    let largest = a.iter().map(|z| z.norm()).fold(0.0, f64::max);
+    let least = f64::EPSILON * if largest > 0.0 { largest } else { 1.0 };
     for (col, value) in values.into_iter().enumerate() {
         let mut shifted = a.to_vec();
         (0..m).for_each(|k| shifted[k * m + k] -= value);
-        let lu = Lu::new(&shifted, m, f64::EPSILON)?;
+        let lu = Lu::new(&shifted, m, least)?;
         // Any start that is not orthogonal to the vector; three steps leave rounding.
         let mut x: Vec<Number> = (0..m).map(|k| Complex::cis(0.7 + 1.3 * (k * k) as f64)).collect();
         for _ in 0..3 {
