@@ -2,7 +2,7 @@
 //! allows; and the way back.
 //!
 //! [`compress`] loads a model, computes how far each weight is from each format that was asked for,
-//! chooses ([`choose`]) and writes our folder: the config names the format of every weight
+//! chooses (`choose`) and writes our folder: the config names the format of every weight
 //! (`weight_overrides`), `compress.json` holds the [`Report`]. All projections are closed forms
 //! ([`danaus_matrix::structured::factor::project`]); no data is needed. Embedding, positions, head,
 //! norms and biases stay as they are.
