@@ -1,6 +1,6 @@
 //! L-BFGS: a quasi-Newton method for smooth functions of few thousand numbers.
 //!
-//! The direction comes from the last [`MEMORY`] differences of points and gradients (two-loop recursion,
+//! The direction comes from the last `MEMORY` differences of points and gradients (two-loop recursion,
 //! Nocedal, 1980); the step is halved until the function falls enough (Armijo), and a difference without
 //! positive curvature is left out. Everything is f64: it polishes what a first-order method found.
 
