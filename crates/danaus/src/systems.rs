@@ -108,7 +108,7 @@ pub const SYSTEMS: [System; 39] = [
         "Butterfly matrices",
         "kernel/ops/kronecker_sparse, matrix",
         "danaus factor dft --n 1024",
-        "products with gradients, exact transforms, recovery of fast algorithms in closed form, weights on the CPU; learning by gradients and GPU planned",
+        "products with gradients, exact transforms, recovery of fast algorithms in closed form, learning by gradients to 16 points, weights on the CPU; learning at larger sizes and GPU planned",
     ),
     partial(
         19,
@@ -122,7 +122,7 @@ pub const SYSTEMS: [System; 39] = [
         "Monarch matrices",
         "kernel/ops/kronecker_sparse, matrix",
         "danaus compress M --format monarch --budget 0.5 --out M-half",
-        "products with gradients, nearest Monarch matrix with exact error, checkpoints compressed within a budget and made dense again, DFT of any composite size, weights on the CPU; MM* and GPU planned",
+        "products with gradients, nearest Monarch matrix with exact error, checkpoints compressed within a budget and made dense again, factorisation into two, DFT of any composite size, weights on the CPU; GPU planned",
     ),
     partial(
         21,

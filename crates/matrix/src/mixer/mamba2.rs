@@ -14,7 +14,7 @@ use super::{
     SequenceMixer, check_states, foreign_state, identity_columns, initial_dt_bias,
     projection_biases,
 };
-use crate::state::{DRAFT_TOKENS, STEP_TOKENS, SlotState, StepLists};
+use crate::state::{DRAFT_TOKENS, STEP_TOKENS, SlotState, StepLists, places};
 use crate::structured::Format;
 use crate::{LayerState, SeqBatch, StructuredMatrix};
 use danaus_kernel::ops::activation::swiglu;
@@ -103,7 +103,7 @@ impl Mamba2Config {
     /// inputs and step sizes that a step or a replay reads.
     pub fn state_bytes(&self, d_model: usize) -> usize {
         let widths = self.widths(d_model);
-        let places = self.conv_width.saturating_sub(1) + STEP_TOKENS;
+        let places = places(self.conv_width);
         let scan = widths.n_heads * self.head_dim * self.d_state;
         let cursor = 2 * size_of::<i64>();
         4 * (places * (widths.conv() + widths.n_heads) + scan) + cursor

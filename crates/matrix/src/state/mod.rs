@@ -17,6 +17,7 @@ mod store;
 pub use kv::{KvState, PAGE};
 pub use pool::{Slot, Snapshot, StatePool};
 pub use recurrent::RecurrentState;
+pub(crate) use slots::places;
 pub use slots::{DRAFT_TOKENS, STEP_TOKENS, SlotState};
 pub use step::{Fit, StepLists, StepMemory, StepPoint, StepTokens};
 

@@ -23,6 +23,11 @@ pub const STEP_TOKENS: usize = 16;
 /// Most tokens of a draft: the step behind it may be another one.
 pub const DRAFT_TOKENS: usize = STEP_TOKENS / 2;
 
+/// Inputs that a slot's rings hold beside a convolution of so many taps.
+pub(crate) const fn places(width: usize) -> usize {
+    width.saturating_sub(1) + STEP_TOKENS
+}
+
 /// The slots of one layer.
 struct Arena {
     pool: Mamba2Pool,
@@ -122,7 +127,7 @@ impl SlotState {
     /// # Errors
     /// When there is no memory.
     pub fn new(shape: &PoolShape, width: usize, dtype: DType) -> Result<Self> {
-        let places = width.saturating_sub(1) + STEP_TOKENS;
+        let places = places(width);
         let pool = Mamba2Pool::new(&PoolShape { slots: 0, places, ..*shape }, dtype, &Device::Cpu)?;
         Ok(Self::empty(Arc::new(Mutex::new(Arena::new(pool, width)))))
     }

@@ -45,6 +45,21 @@ pub(super) struct Outcome {
     pub reduced: Tensor,
 }
 
+/// A step of one token a slot.
+#[derive(Clone, Copy)]
+pub(super) struct Step<'a> {
+    pub decoder: &'a Decoder,
+    pub ids: &'a [u32],
+    pub slots: &'a [Slot],
+    pub wanted: Wanted,
+}
+
+impl Step<'_> {
+    fn kind(&self) -> Kind {
+        Kind { sequences: self.slots.len(), wanted: self.wanted }
+    }
+}
+
 /// What a recording holds for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Kind {
@@ -98,106 +113,81 @@ impl Recorder {
     ///
     /// # Errors
     /// As [`Decoder::advance`].
-    pub fn step(
-        &mut self,
-        decoder: &Decoder,
-        ids: &[u32],
-        pool: &mut StatePool,
-        slots: &[Slot],
-        wanted: Wanted,
-    ) -> Result<Outcome> {
-        let kind = Kind { sequences: slots.len(), wanted };
+    pub fn step(&mut self, of: Step, pool: &mut StatePool) -> Result<Outcome> {
+        let kind = of.kind();
         let known = self.last.replace(kind) == Some(kind);
         self.place = self.place.take().filter(|place| place.kind == kind);
         if !self.on || (self.place.is_none() && !known) {
-            return self.launched(decoder, ids, pool, slots, wanted);
+            return self.launched(of, pool);
         }
         match &mut self.place {
-            None => return self.rehearse(decoder, ids, pool, slots, kind),
-            Some(place) => match decoder.enter_step(ids, pool, slots, &mut place.memory)? {
-                Fit::Fits => {}
-                // By its own launches it leaves those states to whoever holds them.
-                Fit::Shared => return self.launched(decoder, ids, pool, slots, wanted),
-                Fit::Longer | Fit::Moved => {
-                    self.place = None;
-                    return self.rehearse(decoder, ids, pool, slots, kind);
+            None => return self.rehearse(of, pool),
+            Some(place) => {
+                match of.decoder.enter_step(of.ids, pool, of.slots, &mut place.memory)? {
+                    Fit::Fits => {}
+                    // By its own launches it leaves those states to whoever holds them.
+                    Fit::Shared => return self.launched(of, pool),
+                    Fit::Longer | Fit::Moved => {
+                        self.place = None;
+                        return self.rehearse(of, pool);
+                    }
                 }
-            },
+            }
         }
-        let counted = self.record(decoder, ids, pool, slots, wanted)?;
+        let counted = self.record(of, pool)?;
         match self.place.as_mut().and_then(|place| place.recording.as_mut()) {
             Some(recording) => {
                 recording.graph.replay().map_err(danaus_tensor::Error::from)?;
                 self.used.replayed += 1;
                 let outcome = recording.outcome.clone();
                 if !counted {
-                    pool.leave_step(slots)?;
+                    pool.leave_step(of.slots)?;
                 }
                 Ok(outcome)
             }
-            None => self.launched(decoder, ids, pool, slots, wanted),
+            None => self.launched(of, pool),
         }
     }
 
     /// A step as it would run without any of this.
-    fn launched(
-        &mut self,
-        decoder: &Decoder,
-        ids: &[u32],
-        pool: &mut StatePool,
-        slots: &[Slot],
-        wanted: Wanted,
-    ) -> Result<Outcome> {
+    fn launched(&mut self, of: Step, pool: &mut StatePool) -> Result<Outcome> {
         self.used.launched += 1;
-        let batch = SeqBatch::equal(slots.len(), 1)?;
-        launch(decoder, ids, &batch, pool, slots, wanted)
+        let batch = SeqBatch::equal(of.slots.len(), 1)?;
+        launch(of, &batch, pool)
     }
 
     /// A step in the places of the recording that follows it.
-    fn rehearse(
-        &mut self,
-        decoder: &Decoder,
-        ids: &[u32],
-        pool: &mut StatePool,
-        slots: &[Slot],
-        kind: Kind,
-    ) -> Result<Outcome> {
-        let mut memory = pool.step_memory(slots, &decoder.device())?;
-        if decoder.enter_step(ids, pool, slots, &mut memory)? != Fit::Fits {
-            return self.launched(decoder, ids, pool, slots, kind.wanted);
+    fn rehearse(&mut self, of: Step, pool: &mut StatePool) -> Result<Outcome> {
+        let mut memory = pool.step_memory(of.slots, &of.decoder.device())?;
+        if of.decoder.enter_step(of.ids, pool, of.slots, &mut memory)? != Fit::Fits {
+            return self.launched(of, pool);
         }
         let batch = SeqBatch::of_step(memory.lists().clone())?;
         let (outcome, constants) = rehearse(|| {
-            let outcome = launch(decoder, ids, &batch, pool, slots, kind.wanted)?;
-            pool.close_step(slots, &memory)?;
+            let outcome = launch(of, &batch, pool)?;
+            pool.close_step(of.slots, &memory)?;
             Ok::<_, Error>(outcome)
         });
         self.used.launched += 1;
-        self.place = Some(Place { kind, memory, constants: Some(constants), recording: None });
+        self.place =
+            Some(Place { kind: of.kind(), memory, constants: Some(constants), recording: None });
         outcome
     }
 
     /// Records the step that was entered, unless it is recorded already. Nothing runs, but where it says
     /// so, the slots have counted the step.
-    fn record(
-        &mut self,
-        decoder: &Decoder,
-        ids: &[u32],
-        pool: &mut StatePool,
-        slots: &[Slot],
-        wanted: Wanted,
-    ) -> Result<bool> {
+    fn record(&mut self, of: Step, pool: &mut StatePool) -> Result<bool> {
         let Some(place) = self.place.as_mut().filter(|place| place.recording.is_none()) else {
             return Ok(false);
         };
         let constants = place.constants.take().unwrap_or_default();
-        let gpu = decoder.device().gpu()?;
+        let gpu = of.decoder.device().gpu()?;
         let batch = SeqBatch::of_step(place.memory.lists().clone())?;
-        let point = pool.point(slots)?;
+        let point = pool.point(of.slots)?;
         let (made, held) = record(&constants, || {
             Graph::capture(&gpu, || {
-                let outcome = launch(decoder, ids, &batch, pool, slots, wanted)?;
-                pool.close_step(slots, &place.memory)?;
+                let outcome = launch(of, &batch, pool)?;
+                pool.close_step(of.slots, &place.memory)?;
                 Ok::<_, Error>(outcome)
             })
         });
@@ -208,7 +198,7 @@ impl Recorder {
                 Ok(true)
             }
             Err(error) => {
-                pool.return_to(slots, &point)?;
+                pool.return_to(of.slots, &point)?;
                 self.used.refused = Some(error.to_string());
                 (self.on, self.place) = (false, None);
                 Ok(false)
@@ -218,17 +208,11 @@ impl Recorder {
 }
 
 /// A step launch by launch.
-fn launch(
-    decoder: &Decoder,
-    ids: &[u32],
-    batch: &SeqBatch,
-    pool: &mut StatePool,
-    slots: &[Slot],
-    wanted: Wanted,
-) -> Result<Outcome> {
+fn launch(of: Step, batch: &SeqBatch, pool: &mut StatePool) -> Result<Outcome> {
     no_grad(|| {
-        let logits = decoder.project(&decoder.advance(ids, batch, pool, slots)?)?;
-        let reduced = reduce(&logits, wanted)?;
+        let hidden = of.decoder.advance(of.ids, batch, pool, of.slots)?;
+        let logits = of.decoder.project(&hidden)?;
+        let reduced = reduce(&logits, of.wanted)?;
         Ok(Outcome { logits, reduced })
     })
 }

@@ -2,7 +2,7 @@
 
 use super::choose::{Wanted, choices, reduce};
 use super::output::Output;
-use super::recorded::{GraphUse, Outcome, Recorder};
+use super::recorded::{GraphUse, Outcome, Recorder, Step};
 use super::{Completion, Finish, Piece, Request, Sampler, State};
 use crate::decoder::Decoder;
 use crate::{Error, Result};
@@ -274,7 +274,8 @@ impl<'a> Generator<'a> {
         if prompt_tokens == 0 && ready.len() == plan.len() && lengths.iter().all(|&n| n == 1) {
             let wanted = Wanted::of(&self.running, self.requests, &ready, &self.decoder.device());
             let (pool, decoder) = (&mut self.pool, self.decoder);
-            let outcome = self.recorder.step(decoder, &ids, pool, &slots, wanted)?;
+            let step = Step { decoder, ids: &ids, slots: &slots, wanted };
+            let outcome = self.recorder.step(step, pool)?;
             self.choose(&ready, &outcome, wanted, on_piece)?;
         } else {
             self.recorder.interrupt();

@@ -94,13 +94,13 @@ fn run<T: Narrow>(call: &Call, pool: &mut Mamba2Pool, y: &mut Tensor) -> Result<
         }
         let old = Run { len: row.replay, ..run };
         let new = Run { start: run.start + row.replay, len: run.len - row.replay, ..run };
-        recurrence::walk(&core, (old, head), (None, false), state, target);
+        recurrence::walk(&core, old, head, state, target);
         if call.options.commit {
-            recurrence::walk(&core, (new, head), (None, false), state, target);
+            recurrence::walk(&core, new, head, state, target);
         } else {
             let mut draft = Scratch::<f32>::new(len);
             draft.copy_from_slice(state);
-            recurrence::walk(&core, (new, head), (None, false), &mut draft, target);
+            recurrence::walk(&core, new, head, &mut draft, target);
         }
     });
     let y = y.as_slice_mut::<T>()?;

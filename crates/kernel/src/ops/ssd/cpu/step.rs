@@ -21,18 +21,13 @@ pub fn step(core: &Core, y: Target, states: &mut [f32]) {
         let Some(index) = run.last else { return };
         // SAFETY: every run and head has its own state.
         let state = unsafe { shared.slice((index * heads + head) * len, len) };
-        walk(core, (run, head), (None, false), state, y);
+        walk(core, run, head, state, y);
     });
 }
-
-/// Bytes of states from which on a step writes them past the caches: what will not be there any more
-/// when the next step reads it need not push out what is, nor be read before it is written.
-const STREAMED: usize = 4 << 20;
 
 /// As the chunked forward pass, by the recurrence: `y`, and the states that runs leave behind.
 pub fn recurrent(core: &Core, y: Target, final_state: &mut [f32]) {
     let (heads, len) = (core.shape.heads, core.shape.head_dim * core.shape.d_state);
-    let large = size_of_val(final_state) >= STREAMED;
     let shared = SharedMut::new(final_state);
     threads::for_each(core.runs.len() * heads, |task| {
         let (index, head) = (task / heads, task % heads);
@@ -43,25 +38,16 @@ pub fn recurrent(core: &Core, y: Target, final_state: &mut [f32]) {
             Some(last) => unsafe { shared.slice((last * heads + head) * len, len) },
             None => &mut own,
         };
-        let initial = core.initial(index, head);
-        match initial {
-            Some(initial) if run.len == 0 => state.copy_from_slice(initial),
-            Some(_) => {}
+        match core.initial(index, head) {
+            Some(initial) => state.copy_from_slice(initial),
             None => state.fill(0.0),
         }
-        let streams = large && run.len == 1 && initial.is_some();
-        walk(core, (run, head), (initial, streams), state, y);
+        walk(core, run, head, state, y);
     });
 }
 
-/// Takes one head's state through the tokens of a run. It enters in `initial`, or where it is.
-pub(crate) fn walk(
-    core: &Core,
-    (run, head): (Run, usize),
-    (initial, streams): (Option<&[f32]>, bool),
-    state: &mut [f32],
-    y: Target,
-) {
+/// Takes one head's state through the tokens of a run.
+pub(crate) fn walk(core: &Core, run: Run, head: usize, state: &mut [f32], y: Target) {
     let (heads, p, n) = (core.shape.heads, core.shape.head_dim, core.shape.d_state);
     let group = head / core.shape.heads_per_group();
     let narrow = || Scratch::<f32>::new(padded(p));
@@ -74,19 +60,8 @@ pub(crate) fn walk(
         let at = token * heads + head;
         let decay = math::exp_scalar(core.log_decay[at]);
         let scale = core.scale[at];
-        let before = initial.filter(|_| token == run.start);
-        simd::dispatch(Update {
-            before,
-            state: &mut *state,
-            streams,
-            decay,
-            scale,
-            x: &x,
-            b: &b,
-            c: &c,
-            y: &mut out,
-            n,
-        });
+        let (state, out_tile) = (&mut *state, &mut *out);
+        simd::dispatch(Update { state, decay, scale, x: &x, b: &b, c: &c, y: out_tile, n });
         let d = core.d.map(|d| &d[head * p..(head + 1) * p]);
         if let Some(from) = core.z {
             pack(from, (token, head * p), (1, p), &mut z);
@@ -102,11 +77,7 @@ pub(crate) fn walk(
 
 /// `state <- decay state + scale x B^T`, `y = state C`, one pass over the state.
 struct Update<'a> {
-    /// The state before; `None` where it is in `state`.
-    before: Option<&'a [f32]>,
     state: &'a mut [f32],
-    /// Whether the new state passes the caches.
-    streams: bool,
     decay: f32,
     scale: f32,
     x: &'a [f32],
@@ -123,9 +94,6 @@ impl Kernel for Update<'_> {
     fn run<S: Simd>(self, s: S) {
         let n = self.n;
         assert!(self.b.len() >= n && self.c.len() >= n);
-        assert!(self.before.is_none_or(|before| before.len() == self.state.len()));
-        let aligned = (self.state.as_ptr() as usize).is_multiple_of(64) && n.is_multiple_of(16);
-        let streams = self.streams && aligned && S::LANES == 16;
         let decay = s.splat(self.decay);
         for (row, state) in self.state.chunks_exact_mut(n).enumerate() {
             let factor = s.splat(self.scale * self.x[row]);
@@ -137,17 +105,11 @@ impl Kernel for Update<'_> {
                     let b = s.load(self.b.as_ptr().add(at));
                     let c = s.load(self.c.as_ptr().add(at));
                     let to = state.as_mut_ptr().add(at);
-                    let from = match self.before {
-                        Some(before) => before.as_ptr().add(row * n + at),
-                        None => to.cast_const(),
-                    };
                     let old =
-                        if count == S::LANES { s.load(from) } else { s.load_partial(from, count) };
+                        if count == S::LANES { s.load(to) } else { s.load_partial(to, count) };
                     let new = s.fma(decay, old, s.mul(factor, b));
                     sum = s.fma(new, c, sum);
-                    if streams {
-                        stream(s, to, new);
-                    } else if count == S::LANES {
+                    if count == S::LANES {
                         s.store(to, new);
                     } else {
                         s.store_partial(to, new, count);
@@ -156,40 +118,5 @@ impl Kernel for Update<'_> {
             }
             self.y[row] = s.reduce_add(sum);
         }
-        if streams {
-            fence();
-        }
-    }
-}
-
-/// Writes a vector past the caches.
-///
-/// # Safety
-/// Vectors have sixteen lanes; `to` is 64-byte aligned and has room for one.
-#[inline(always)]
-unsafe fn stream<S: Simd>(s: S, to: *mut f32, value: S::F) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__m512, _mm512_stream_ps};
-        assert!(size_of::<S::F>() == size_of::<__m512>());
-        let _ = s;
-        // SAFETY: sixteen lanes of f32 are 512 bits of plain data; the caller promises the place, and
-        // only AVX-512 has vectors of that size.
-        unsafe { _mm512_stream_ps(to, std::mem::transmute_copy(&value)) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: promised by the caller.
-    unsafe {
-        s.store(to, value);
-    }
-}
-
-/// Orders streamed stores before whatever tells others that they are done.
-#[inline(always)]
-fn fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has the instruction.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
     }
 }

@@ -258,11 +258,10 @@ fn invariant_bits_do_not_depend_on_cuts() {
     });
 }
 
-/// States of many sequences are written past the caches; each has the bits that it has alone.
+/// Of many sequences each has the bits that it has alone.
 #[test]
 fn large_batches_have_the_bits_of_small_ones() {
     with_level(Level::Invariant, || {
-        // 4.3 MB of states.
         let t = problem(2100, 1, DType::F32);
         let (y, last) = ssd(&inputs(&t), &SOFTPLUS).unwrap();
         for at in [0, 1, 1057, 2099] {
